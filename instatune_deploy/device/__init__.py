@@ -1,0 +1,1 @@
+"""The machine wing: runtimes, lowering, timing. It knows no super-network."""

@@ -1,0 +1,1 @@
+"""The network wing: super-networks and their training. It knows no device."""

@@ -1,0 +1,1 @@
+"""What a run does, a file a stage; stages never import each other."""

@@ -1,0 +1,1 @@
+"""Frozen values and their arithmetic; nothing here imports torch or a runtime."""

@@ -1,0 +1,103 @@
+"""An artifact's manifest, `instatune.json`: what it is, what was measured of it, and a SHA-256 of every file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import pydantic
+
+from instatune_deploy.errors import ArtifactError
+from instatune_deploy.values.front import Measured, Predicted
+from instatune_deploy.values.target import Deployment
+
+MANIFEST_NAME = "instatune.json"
+SCHEMA_VERSION = 1
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()  # hashlib.file_digest came with Python 3.11
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Outputs of an exported file against the torch network: largest absolute error and share of equal arg-max on `n` inputs."""
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+
+    max_abs_error: float
+    argmax_agreement: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `instatune.json` holds. `files` maps each file's name to its SHA-256, `parity` each model file's to its `Parity`."""
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+
+    architecture: str
+    task: str
+    metric: str
+    target: str
+    deployment: Deployment
+    signature: str
+    macs: int
+    parameters: int
+    parity: dict[str, Parity]
+    predicted: Predicted | None
+    measured: Measured | None
+    report_split: str
+    versions: dict[str, str]
+    date: str
+    files: dict[str, str]
+    schema_version: int = SCHEMA_VERSION
+
+    def write(self, directory: Path) -> None:
+        """Hash every file of `directory` but the manifest and write the manifest there."""
+        names = sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file())
+        files = {name: sha256_file(directory / name) for name in names if name != MANIFEST_NAME}
+        text = json.dumps(asdict(replace(self, files=files)), indent=1, sort_keys=True)
+        (directory / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, directory: Path) -> Manifest:
+        """The manifest of `directory`.
+
+        Raises:
+            ArtifactError: it is missing or damaged.
+        """
+        path = directory / MANIFEST_NAME
+        try:
+            return pydantic.TypeAdapter(Manifest).validate_python(json.loads(path.read_text(encoding="utf-8")))
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "manifest"
+            raise ArtifactError(f"{path}: {field}: {first['msg']}") from None
+        except OSError as error:
+            raise ArtifactError(f"{path}: {error.strerror}") from None
+        except ValueError as error:
+            raise ArtifactError(f"{path}: not JSON: {error}") from None
+
+    def verify(self, directory: Path) -> None:
+        """Check that `directory` holds exactly the manifest's files, byte for byte.
+
+        Raises:
+            ArtifactError: a file is missing, added or changed; names it.
+        """
+        found = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()} - {MANIFEST_NAME}
+        if found != self.files.keys():
+            odd = sorted(found ^ self.files.keys())
+            raise ArtifactError(f"{directory}: missing or unexpected files: {', '.join(odd)}")
+        for name, digest in self.files.items():
+            if sha256_file(directory / name) != digest:
+                raise ArtifactError(
+                    f"{directory / name}: its SHA-256 differs from the manifest's; the file was changed"
+                )

@@ -1,0 +1,92 @@
+"""A directory that survives being killed: atomic writes, stages keyed by the hash of what they were made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from instatune_deploy.values.manifest import sha256_file
+
+
+def content_key(*parts: Any) -> str:
+    """A hash of JSON-ready values, for use as a stage's key."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def tree_key(path: Path) -> str:
+    """A hash of the names and bytes of all files below `path` (or of the one file)."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return content_key(*((str(p.relative_to(path)), sha256_file(p)) for p in files))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that `path` has either its old content or all of the new, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)  # mkstemp makes files that only their owner can read
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Atomically write `data` as readable JSON."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill that becomes `path` (replacing an old one) only when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        draft.chmod(0o755)
+        yield draft
+        if path.exists():
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            os.replace(path, old / path.name)
+            os.replace(draft, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+class Workspace:
+    """A run's directory. A stage's outputs are reused while the key they were made from stays the same."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, *parts: str) -> Path:
+        """A path below the run's directory."""
+        return self.root.joinpath(*parts)
+
+    def is_done(self, stage: str, key: str) -> bool:
+        """Whether `stage` was finished with this key and its outputs still exist."""
+        try:
+            record = json.loads(self.path(".stages", f"{stage}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return bool(record["key"] == key and all(self.path(output).exists() for output in record["outputs"]))
+
+    def mark_done(self, stage: str, key: str, outputs: list[Path]) -> None:
+        """Record that `stage` made `outputs` from what `key` is the hash of; call it after they are in place."""
+        names = [str(output.relative_to(self.root)) for output in outputs]
+        write_json(self.path(".stages", f"{stage}.json"), {"key": key, "outputs": names})
