@@ -57,15 +57,21 @@ def new_directory(path: Path) -> Iterator[Path]:
     try:
         draft.chmod(0o755)
         yield draft
-        if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, old / path.name)
-            os.replace(draft, path)
-            shutil.rmtree(old)
-        else:
-            os.replace(draft, path)
+        move_directory(draft, path)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def move_directory(source: Path, path: Path) -> None:
+    """Rename `source` to `path`, both on one file system, replacing a directory that is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        os.replace(source, path)
+        return
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    os.replace(path, old / path.name)
+    os.replace(source, path)
+    shutil.rmtree(old)
 
 
 class Workspace:
@@ -82,11 +88,21 @@ class Workspace:
         """Whether `stage` was finished with this key and its outputs still exist."""
         try:
             record = json.loads(self.path(".stages", f"{stage}.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return bool(record["key"] == key and all(self.path(output).exists() for output in record["outputs"]))
+        except (OSError, ValueError, KeyError, TypeError):  # none, or not one that `mark_done` wrote
             return False
-        return bool(record["key"] == key and all(self.path(output).exists() for output in record["outputs"]))
 
     def mark_done(self, stage: str, key: str, outputs: list[Path]) -> None:
         """Record that `stage` made `outputs` from what `key` is the hash of; call it after they are in place."""
         names = [str(output.relative_to(self.root)) for output in outputs]
         write_json(self.path(".stages", f"{stage}.json"), {"key": key, "outputs": names})
+
+
+def data_directories(kind: str, *first: Path) -> list[Path]:
+    """Where files of a kind (``targets`` or ``latency_tables``) are looked for, in order: the current directory, `first`,
+    the user's data directory, and what the package brings."""
+    home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    inside = Path(__file__).parent / kind
+    # In a source checkout the package's data stands beside the package.
+    packaged = inside if inside.is_dir() else Path(__file__).parents[1] / kind
+    return [Path(kind), *first, home / "instatune-deploy" / kind, packaged]

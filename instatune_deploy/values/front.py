@@ -32,7 +32,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What the search believes: metric (fraction 0..1), multiply-accumulates of one sample, p50 latency of a call.
+    """What the search believes: metric (fraction 0..1), multiply-accumulates of one sample, latency of a call
+    (the percentile that was searched).
 
     `metric_source` says where the metric comes from: ``predictor``, or ``search split`` if it was evaluated there.
     """
@@ -47,7 +48,7 @@ class Predicted:
 class Measured:
     """What was measured on the exported file: metric on `n` samples of the report split, latency of a call in ms.
 
-    `label_ms` is the mean of the fastest quarter of `latency_n` runs, `latency_ms` the percentile a budget is set on.
+    `label_ms` is the mean of the fastest quarter of `latency_n` runs; budgets are set on a percentile.
     """
 
     metric: float
@@ -57,6 +58,10 @@ class Measured:
     p90_ms: float
     p99_ms: float
     latency_n: int
+
+    def percentile_ms(self, percentile: str) -> float:
+        """Measured latency at ``p50``, ``p90`` or ``p99``."""
+        return {"p50": self.p50_ms, "p90": self.p90_ms, "p99": self.p99_ms}[percentile]
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,6 @@ class Manifest:
     parity: dict[str, Parity]
     predicted: Predicted | None
     measured: Measured | None
-    report_split: str
     versions: dict[str, str]
     date: str
     files: dict[str, str]

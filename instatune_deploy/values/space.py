@@ -314,6 +314,8 @@ PRESETS: dict[str, SpacePreset] = {
     "vit-base": _VISION,
     "beit3-base": _VISION,
 }
+#: The preset that ``paper`` stands for in each family.
+FAMILY_PRESETS = {"bert": "bert-base", "vit": "vit-base"}
 
 
 def preset(name: str) -> SpacePreset:

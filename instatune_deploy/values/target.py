@@ -11,7 +11,7 @@ import yaml
 
 from instatune_deploy.errors import TargetError, UnknownNameError
 
-Runtime = Literal["onnxruntime", "openvino"]
+Runtime = Literal["onnxruntime", "openvino", "fake"]
 Precision = Literal["fp32", "bf16"]
 
 _SHORT = {"onnxruntime": "ort", "openvino": "ov"}
@@ -36,7 +36,7 @@ class Deployment:
     def name(self) -> str:
         """``ort-fp32-1t``; batches of more than one sample are named too."""
         batch = f"-b{self.batch}" if self.batch != 1 else ""
-        return f"{_SHORT[self.runtime]}-{self.precision}-{self.threads}t{batch}"
+        return f"{_SHORT.get(self.runtime, self.runtime)}-{self.precision}-{self.threads}t{batch}"
 
 
 @dataclass(frozen=True)

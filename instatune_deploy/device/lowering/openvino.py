@@ -1,0 +1,33 @@
+"""From ONNX to OpenVINO's intermediate representation."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from instatune_deploy.errors import ArtifactError
+
+
+def to_openvino(onnx_path: Path, xml_path: Path) -> None:
+    """Convert `onnx_path` to `xml_path` and the weights beside it (same stem, ``.bin``), which stay fp32.
+
+    Raises:
+        ArtifactError: OpenVINO cannot read the network.
+    """
+    import openvino
+
+    xml_path.parent.mkdir(parents=True, exist_ok=True)
+    draft = xml_path.with_name(f".{xml_path.stem}.partial.xml")
+    try:
+        try:
+            model = openvino.Core().read_model(onnx_path)
+            openvino.save_model(model, draft, compress_to_fp16=False)
+        except RuntimeError as error:
+            reason = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise ArtifactError(f"openvino cannot convert {onnx_path}: {reason[-1] if reason else error!r}") from error
+        # Weights first: who finds the .xml finds a complete network.
+        os.replace(draft.with_suffix(".bin"), xml_path.with_suffix(".bin"))
+        os.replace(draft, xml_path)
+    finally:
+        draft.unlink(missing_ok=True)
+        draft.with_suffix(".bin").unlink(missing_ok=True)

@@ -1,0 +1,86 @@
+"""The one seam to what runs a network: `Runtime` loads a file into a `Session`, a `Session` runs it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from instatune_deploy.errors import MeasurementError, UnknownNameError
+from instatune_deploy.values.target import Deployment
+
+
+class Session(Protocol):
+    """A loaded network."""
+
+    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """The network's first output, such as logits of shape (batch, classes).
+
+        Args:
+            inputs: arrays by input name, batch first; those the network does not have are ignored.
+
+        Raises:
+            MeasurementError: an input that the network has is missing.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the network and its threads; the session cannot run afterwards."""
+        ...
+
+
+class Runtime(Protocol):
+    """A way to run a network's file."""
+
+    name: str
+    model_file: str
+    """Name of the file in an artifact that this runtime loads."""
+
+    def load(self, path: Path, deployment: Deployment) -> Session:
+        """The network in `path`, ready to run with the deployment's precision and threads.
+
+        Raises:
+            TargetError: the runtime does not offer the deployment's precision.
+            ArtifactError: the file is unreadable or not a network.
+        """
+        ...
+
+    def options(self, deployment: Deployment) -> dict[str, str]:
+        """The settings that `load` makes, for the record."""
+        ...
+
+    def clock(self) -> float:
+        """Seconds; differences of it are how long runs took."""
+        ...
+
+
+_CLASSES = {"onnxruntime": "OnnxRuntime", "openvino": "OpenVino", "fake": "FakeRuntime"}
+
+
+def get_runtime(name: str) -> Runtime:
+    """The runtime called `name`; imports it only now.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+    """
+    if name not in _CLASSES:
+        raise UnknownNameError("runtime", name, _CLASSES)
+    module = importlib.import_module(f"instatune_deploy.device.runtimes.{name}")
+    runtime: Runtime = getattr(module, _CLASSES[name])()
+    return runtime
+
+
+def feed(wanted: Iterable[str], inputs: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """Those of `inputs` that the network in `path` wants.
+
+    Raises:
+        MeasurementError: one is missing.
+    """
+    wanted = list(wanted)
+    missing = [name for name in wanted if name not in inputs]
+    if missing:
+        raise MeasurementError(f"{path} needs input {', '.join(missing)}; given: {', '.join(inputs) or 'none'}")
+    return {name: inputs[name] for name in wanted}

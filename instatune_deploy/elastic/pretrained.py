@@ -1,0 +1,99 @@
+"""Loads a user's checkpoint with its task head, and says so when anything in it does not fit."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import transformers
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from instatune_deploy.elastic.families import axis_map
+from instatune_deploy.errors import CheckpointError, FamilyError
+from instatune_deploy.values.recipe import Task
+from instatune_deploy.values.space import FAMILY_PRESETS, SearchSpace, preset
+
+AUTO_CLASSES: dict[Task, Any] = {
+    "text-classification": transformers.AutoModelForSequenceClassification,
+    "image-classification": transformers.AutoModelForImageClassification,
+}
+#: The task that a family is for, by what it reads.
+TASK_OF_INPUTS: dict[str, Task] = {"text": "text-classification", "image": "image-classification"}
+
+
+def load_config(name: str) -> PretrainedConfig:
+    """The config of a model directory or hub name whose family has an axis map.
+
+    Raises:
+        CheckpointError: there is no such model.
+        FamilyError: its family has no axis map; names the supported ones.
+    """
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: no model can be loaded: {' '.join(str(error).split())[:300]}") from None
+    axis_map(config.model_type)
+    return config
+
+
+def load_pretrained(name: str, task: Task, classes: tuple[str, ...], *, reset_head: bool, seed: int) -> PreTrainedModel:
+    """The model `name` with a head for `task`. A head that the checkpoint lacks is initialised by `seed`.
+
+    Raises:
+        CheckpointError: a tensor of the body is missing or any tensor has another shape; names it.
+        FamilyError: the family has no axis map, or is not for this task.
+    """
+    config = load_config(name)
+    if TASK_OF_INPUTS[axis_map(config.model_type).inputs] != task:
+        raise FamilyError(f"{name}: a {config.model_type} model cannot do {task}")
+    transformers.set_seed(seed)
+    own_labels = {
+        "num_labels": len(classes), "id2label": dict(enumerate(classes)),
+        "label2id": {label: index for index, label in enumerate(classes)},
+    }  # fmt: skip
+    model = _load(name, task, {} if reset_head else own_labels)
+    if reset_head:
+        for key, value in own_labels.items():
+            setattr(config, key, value)
+        fresh = AUTO_CLASSES[task].from_config(config)
+        # Only the body comes from the checkpoint; strict loading makes sure that it is the whole body.
+        fresh.base_model.load_state_dict(model.base_model.state_dict())
+        model = fresh
+    return model
+
+
+def _load(name: str, task: Task, options: dict[str, Any]) -> PreTrainedModel:
+    try:
+        model, info = AUTO_CLASSES[task].from_pretrained(name, output_loading_info=True, **options)
+    except RuntimeError as error:
+        # transformers raises torch's own text for shapes that differ.
+        found = re.search(r"size mismatch for (\S+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]", str(error), re.DOTALL)
+        if found is None:
+            raise CheckpointError(f"{name}: {' '.join(str(error).split())[:300]}") from None
+        head = "" if ".layer" in found[1] else "; for a new head set reset_head: true"
+        raise CheckpointError(
+            f"{name}: tensor {found[1]} has shape ({found[2]}), expected ({found[3]}){head}"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: {' '.join(str(error).split())[:300]}") from None
+    prefix = f"{model.base_model_prefix}."
+    lost = sorted(key for key in info["missing_keys"] if key.startswith(prefix) and ".pooler." not in key)
+    if lost:
+        shape = tuple(model.state_dict()[lost[0]].shape)
+        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        raise CheckpointError(f"{name}: tensor {lost[0]} is missing, expected shape {shape}{more}")
+    return model
+
+
+def space_for(config: PretrainedConfig, wanted: str | dict[str, list[int]]) -> SearchSpace:
+    """The search space a recipe asks for: a preset's name, ``paper`` (that of the family), or choices of every layer.
+
+    Raises:
+        UnknownNameError: there is no such preset.
+        SpaceError: the choices are wider than the model, or contradict each other.
+    """
+    layers = int(config.num_hidden_layers)
+    if not isinstance(wanted, str):
+        return SearchSpace.homogeneous(layers, wanted["depths"], wanted["heads"], wanted["ffn"])
+    found = preset(FAMILY_PRESETS[config.model_type] if wanted == "paper" else wanted)
+    return found.scaled(layers, int(config.num_attention_heads), int(config.intermediate_size))

@@ -1,0 +1,40 @@
+"""Networks to measure: any architecture of a family at any choice, trained or not."""
+
+from __future__ import annotations
+
+import numpy as np
+from transformers import PretrainedConfig, PreTrainedModel
+
+from instatune_deploy.elastic.families import axis_map
+from instatune_deploy.elastic.pretrained import AUTO_CLASSES, TASK_OF_INPUTS
+from instatune_deploy.elastic.supernet import Supernet
+from instatune_deploy.values.space import SearchSpace
+
+
+def random_model(config: PretrainedConfig) -> PreTrainedModel:
+    """A model of `config` with random weights and the head that its family's inputs suggest."""
+    return AUTO_CLASSES[TASK_OF_INPUTS[axis_map(config.model_type).inputs]].from_config(config).eval()
+
+
+def probing_supernet(model: PreTrainedModel, space: SearchSpace) -> Supernet:
+    """`model` with every combination of the choices that `space` has in any layer, as probes need them."""
+    layers = space.layers
+    everything = SearchSpace.homogeneous(layers, range(1, layers + 1), space.head_choices, space.ffn_choices)
+    return Supernet(model, everything)
+
+
+def synthetic_inputs(config: PretrainedConfig, tokens: int, batch: int, *, seed: int) -> dict[str, np.ndarray]:
+    """Inputs by name, real in shape, for timing: full masks and ordinary token ids, or pixels; never zeros.
+
+    Args:
+        tokens: length of a text; an image's size follows from `config`.
+        batch: samples.
+    """
+    rng = np.random.default_rng(seed)
+    if axis_map(config.model_type).inputs == "image":
+        size = (batch, config.num_channels, config.image_size, config.image_size)
+        return {"pixel_values": rng.standard_normal(size, dtype=np.float32)}
+    # Vocabularies start with special tokens and single characters.
+    ids = rng.integers(min(1000, config.vocab_size // 2), config.vocab_size, (batch, tokens))
+    masks = {"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    return {"input_ids": ids, **masks}

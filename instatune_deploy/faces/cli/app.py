@@ -1,0 +1,112 @@
+"""What every verb shares: the app, progress lines, JSON output, and errors as one line with an exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from instatune_deploy import __version__
+from instatune_deploy.errors import InstatuneError, UsageError
+
+app = typer.Typer(
+    name="instatune-deploy",
+    help="A pre-trained transformer goes in; for each device with a latency budget the most accurate network that "
+    "really meets it comes out, ready to serve.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout; all else goes to stderr.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, do nothing.")]
+RunOption = Annotated[
+    Path | None, typer.Option("--run", help="Run directory; default: this directory, or the only one in ./runs.")
+]
+_debug = False
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"instatune-deploy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    """Options of every verb."""
+    global _debug
+    _debug = debug
+
+
+def progress() -> Callable[[str], None]:
+    """A function that prints a line to stderr with the seconds since now."""
+    started = time.monotonic()
+    return lambda line: typer.echo(f"[{time.monotonic() - started:7.1f} s] {line}", err=True)
+
+
+def emit(data: dict[str, Any]) -> None:
+    """Print one JSON object to stdout."""
+    typer.echo(json.dumps(data, indent=1))
+
+
+def find_run(given: Path | None) -> Path:
+    """The run directory meant: the one given, this directory, or the only one in ``./runs``.
+
+    Raises:
+        UsageError: there is none, or several.
+    """
+    if given is not None:
+        if not (given / "recipe.yaml").is_file():
+            raise UsageError(f"{given} is not a run directory: it has no recipe.yaml")
+        return given
+    if Path("recipe.yaml").is_file():
+        return Path()
+    runs = sorted(path.parent for path in Path("runs").glob("*/recipe.yaml"))
+    if len(runs) != 1:
+        found = ", ".join(map(str, runs)) or "none"
+        raise UsageError(f"which run? give --run DIR (runs here: {found})")
+    return runs[0]
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' chatter off the terminal; errors still reach it."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """The console script: run the verb; turn errors into one line and an exit code."""
+    quiet_libraries()
+    try:
+        app()
+    except InstatuneError as error:
+        if _debug:
+            traceback.print_exc()
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from here", err=True)
+        sys.exit(130)
+    except OSError as error:
+        if _debug:
+            traceback.print_exc()
+        typer.echo(f"error: {error.filename or 'system'}: {error.strerror or error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,36 @@
+"""`instatune-deploy finetune`: the elastic super-network of a recipe, and nothing more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from instatune_deploy.faces.cli.app import JsonOption, app, emit, progress
+
+
+@app.command()
+def finetune(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Run directory; default: runs/<recipe's name>.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fine-tune a recipe's model into an elastic super-network; `run`, `search` and `select` go on from it.
+
+    Example: instatune-deploy finetune recipe.yaml
+    """
+    from instatune_deploy.values.recipe import read_recipe
+
+    checked = read_recipe(recipe)
+    directory = out or Path("runs") / checked.name
+
+    from instatune_deploy import pipeline
+    from instatune_deploy.workspace import Workspace
+
+    supernet = pipeline.start_job(checked, Workspace(directory), progress()).supernet
+    found = {"run": str(directory), "supernet": str(directory / "supernet"), "subnetworks": supernet.space.size}
+    if as_json:
+        emit(found)
+    else:
+        typer.echo(f"{found['supernet']}: {found['subnetworks']:,} sub-networks")

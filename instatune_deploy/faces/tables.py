@@ -1,0 +1,66 @@
+"""Values as tables that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from instatune_deploy.values.front import ParetoFront
+from instatune_deploy.values.selection import Selection
+
+
+def print_selections(selections: Sequence[Selection], run: Path) -> None:
+    """The closing table: for each target the full network and what was selected for each budget."""
+    console = Console(width=None if Console().is_terminal else 160)
+    for target in dict.fromkeys(selection.target for selection in selections):
+        chosen = [selection for selection in selections if selection.target == target]
+        first = chosen[0]
+        table = Table(
+            title=f"{target}: latency {first.percentile} of a call, accuracy on {first.full.n} samples of the report split"
+        )
+        for column in (
+            "",
+            "budget",
+            "deployment",
+            "GMACs",
+            "MACs saved",
+            "predicted ms",
+            "measured ms",
+            "metric",
+            "network",
+        ):
+            table.add_column(column, justify="left" if column in ("", "deployment", "network") else "right")
+        table.add_row(
+            "full", "", first.full_deployment, f"{first.full_macs / 1e9:.3f}", "", "",
+            f"{first.full.percentile_ms(first.percentile):.3f}", f"{100 * first.full.metric:.2f}%", "",
+        )  # fmt: skip
+        for selection in chosen:
+            table.add_row(
+                "selected", selection.budget, selection.deployment, f"{selection.macs / 1e9:.3f}",
+                f"{100 - 100 * selection.macs / selection.full_macs:.1f}%", f"{selection.predicted.latency_ms:.3f}",
+                f"{selection.measured.percentile_ms(selection.percentile):.3f}",
+                f"{100 * selection.measured.metric:.2f}%", selection.architecture,
+            )  # fmt: skip
+        console.print(table)
+        for selection in chosen:
+            console.print(f"{selection.budget}: {run / selection.artifact}", soft_wrap=True)
+
+
+def print_front(front: ParetoFront, percentile: str) -> None:
+    """The candidates of a front, the fastest first; everything in it is predicted or from the search split."""
+    table = Table(
+        title=f"Pareto front: predicted {percentile} of a call; metric evaluated on the search split unless marked"
+    )
+    for column in ("predicted ms", "GMACs", "metric", "deployment", "network"):
+        table.add_column(column, justify="left" if column in ("deployment", "network") else "right")
+    for candidate in front.candidates:
+        predicted = candidate.predicted
+        mark = "" if predicted.metric_source == "search split" else " (predicted)"
+        table.add_row(
+            f"{predicted.latency_ms:.3f}", f"{predicted.macs / 1e9:.3f}", f"{100 * predicted.metric:.2f}%{mark}",
+            candidate.deployment.name, str(candidate.architecture),
+        )  # fmt: skip
+    Console(width=None if Console().is_terminal else 160).print(table)

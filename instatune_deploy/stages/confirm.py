@@ -1,0 +1,61 @@
+"""Stage 6: an exported file is measured: its metric on the report split, its latency on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from instatune_deploy.data.dataset import Split
+from instatune_deploy.data.metrics import score
+from instatune_deploy.data.processor import Processor
+from instatune_deploy.device.runtimes.base import get_runtime
+from instatune_deploy.device.timing import TimingSettings, measure
+from instatune_deploy.values.front import Measured
+from instatune_deploy.values.latency import LatencySample
+from instatune_deploy.values.target import Deployment
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """What was measured of a file and, in the same rounds, of the full network's on the same deployment."""
+
+    measured: Measured
+    reference: LatencySample
+
+
+def measured_metric(model_file: Path, deployment: Deployment, split: Split, processor: Processor, metric: str) -> float:
+    """The metric (fraction) of a file on all rows of `split`, computed by the runtime that will serve it."""
+    session = get_runtime(deployment.runtime).load(model_file, deployment)
+    logits: dict[int, np.ndarray] = {}
+    try:
+        for numbers, inputs in processor.batches(split.rows, 8):
+            logits.update(zip(numbers.tolist(), session.run(inputs), strict=True))
+    finally:
+        session.close()
+    return score(metric, split.labels, np.stack([logits[row] for row in range(len(split))]))
+
+
+def confirm(
+    model_file: Path, full_file: Path, deployment: Deployment, split: Split, processor: Processor,
+    inputs: dict[str, np.ndarray], *, metric: str, seed: int, settings: TimingSettings | None = None,
+) -> Confirmation:  # fmt: skip
+    """Measure a file under `deployment`, its latency interleaved with that of the full network's file.
+
+    Args:
+        model_file, full_file: what the deployment's runtime loads; they may be the same.
+        inputs: a batch by name, real in shape, for timing.
+
+    Raises:
+        MeasurementError: measuring failed or gave impossible latencies.
+        ArtifactError: a file cannot be loaded.
+    """
+    value = measured_metric(model_file, deployment, split, processor, metric)
+    files = {"full": full_file} if model_file == full_file else {"full": full_file, "artifact": model_file}
+    samples = measure(files, inputs, deployment, anchor="full", seed=seed, settings=settings).samples
+    sample = samples["full" if model_file == full_file else "artifact"]
+    measured = Measured(
+        value, len(split), sample.label_ms, sample.p50_ms, sample.p90_ms, sample.p99_ms, latency_n=sample.n
+    )
+    return Confirmation(measured, samples["full"])

@@ -1,0 +1,109 @@
+"""Stage 5: a sub-network becomes a ready-to-serve directory: ONNX, OpenVINO IR, processor, config, manifest."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from instatune_deploy.data.processor import Processor
+from instatune_deploy.device.fingerprint import runtime_versions
+from instatune_deploy.device.lowering.onnx import export_onnx
+from instatune_deploy.device.lowering.openvino import to_openvino
+from instatune_deploy.device.runtimes.base import get_runtime
+from instatune_deploy.errors import ArtifactError
+from instatune_deploy.values.front import Measured, Predicted
+from instatune_deploy.values.macs import ModelShape, count_macs, count_parameters
+from instatune_deploy.values.manifest import Manifest, Parity
+from instatune_deploy.values.space import Architecture
+from instatune_deploy.values.target import Deployment, Runtime
+from instatune_deploy.workspace import new_directory
+
+#: Largest absolute difference of logits that an fp32 file may have from the torch network.
+FP32_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A ready-to-serve directory and its manifest."""
+
+    directory: Path
+    manifest: Manifest
+
+    def with_measured(self, measured: Measured) -> Artifact:
+        """The same artifact after what was measured of it is in its manifest."""
+        manifest = replace(self.manifest, measured=measured)
+        manifest.write(self.directory)
+        return Artifact(self.directory, Manifest.read(self.directory))
+
+    def model_file(self, deployment: Deployment | None = None) -> Path:
+        """The file that the artifact's deployment, or another one, loads."""
+        return self.directory / get_runtime((deployment or self.manifest.deployment).runtime).model_file
+
+
+def export(
+    network: PreTrainedModel, architecture: Architecture, deployment: Deployment, shape: ModelShape,
+    processor: Processor, samples: dict[str, np.ndarray], directory: Path, *, target: str, metric: str,
+    predicted: Predicted | None,
+) -> Artifact:  # fmt: skip
+    """Write the artifact of a sub-network; `directory` appears only when every file was checked.
+
+    Args:
+        network: the extracted sub-network; `architecture`: what it is; `shape`: of the full network.
+        deployment: what it was selected for; the artifact holds the files of every runtime all the same.
+        samples: real inputs by name, batch first, on which the files' outputs are compared with the network's.
+        directory: the artifact; replaced if it exists.
+
+    Raises:
+        ArtifactError: a file's outputs differ from the network's by over 1e-4 in fp32.
+    """
+    tensors = {name: torch.from_numpy(array) for name, array in samples.items()}
+    network.eval()
+    with torch.inference_mode():
+        expected = network(**tensors).logits.numpy()
+    with new_directory(directory) as draft:
+        network.save_pretrained(draft)
+        processor.save(draft)
+        onnx_path, xml_path = draft / "model.onnx", draft / "openvino_model.xml"
+        export_onnx(network, tensors, onnx_path)
+        to_openvino(onnx_path, xml_path)
+        files: tuple[tuple[Path, Runtime], ...] = ((onnx_path, "onnxruntime"), (xml_path, "openvino"))
+        parity = {path.name: _check_parity(path, Deployment(runtime), samples, expected) for path, runtime in files}
+        manifest = Manifest(
+            architecture=str(architecture), task=processor.task, metric=metric, target=target,
+            deployment=deployment, signature=shape.signature,
+            macs=count_macs(shape, architecture), parameters=count_parameters(shape, architecture),
+            parity=parity, predicted=predicted, measured=None, versions=runtime_versions(),
+            date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), files={},
+        )  # fmt: skip
+        manifest.write(draft)
+    return Artifact(directory, Manifest.read(directory))
+
+
+def _check_parity(path: Path, deployment: Deployment, samples: dict[str, np.ndarray], expected: np.ndarray) -> Parity:
+    session = get_runtime(deployment.runtime).load(path, deployment)
+    try:
+        found = session.run(samples)
+    finally:
+        session.close()
+    error = float(np.abs(found - expected).max())
+    if not error <= FP32_TOLERANCE:  # also where it is not a number
+        raise ArtifactError(
+            f"{path.name}: its fp32 outputs differ from the network's by {error:.2g}, over {FP32_TOLERANCE:g}"
+        )
+    return Parity(error, float((found.argmax(-1) == expected.argmax(-1)).mean()), len(expected))
+
+
+def open_artifact(directory: Path) -> Artifact:
+    """The artifact in `directory`, its files checked against their hashes.
+
+    Raises:
+        ArtifactError: it is not one, or a file was changed.
+    """
+    manifest = Manifest.read(directory)
+    manifest.verify(directory)
+    return Artifact(directory, manifest)

@@ -1,0 +1,186 @@
+"""A recipe: what to make of which model, for which targets and budgets. Written by people in YAML, checked here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+
+from instatune_deploy.errors import RecipeError, did_you_mean
+
+Task = Literal["text-classification", "image-classification"]
+PositiveInt = Annotated[int, pydantic.Field(gt=0)]
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
+class Section(pydantic.BaseModel):
+    """Base of all parts of a recipe: an unknown key is an error."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSection(Section):
+    """Where the rows are.
+
+    `train` and `report` are parquet, CSV or JSON-lines files, directories that `datasets.save_to_disk` wrote, folders
+    of images, or names of hub datasets (``name:split`` or ``name/config:split``). The last `search_rows` rows of `train`
+    (shuffled by `seed` first, unless `shuffle` is off) become the search split; `report` is the split that no stage
+    but the confirmation reads. Where it is missing, `report_rows` more rows of `train` are kept aside for it.
+    """
+
+    train: str
+    report: str | None = None
+    text: str = "text"
+    image: str = "image"
+    label: str = "label"
+    search_rows: PositiveInt = 1000
+    report_rows: PositiveInt = 1000
+    shuffle: bool = True
+    sequence_length: PositiveInt = 128
+
+
+class SpaceSection(Section):
+    """Choices of every layer: numbers of layers, of heads a layer, of MLP neurons a layer."""
+
+    depths: list[PositiveInt]
+    heads: list[PositiveInt]
+    ffn: list[PositiveInt]
+
+
+class TrainingSection(Section):
+    """One training: passes over the data, samples a step, peak learning rate of a linear schedule with warm-up."""
+
+    epochs: Annotated[float, pydantic.Field(gt=0)] = 3
+    batch_size: PositiveInt = 32
+    gradient_accumulation: PositiveInt = 1
+    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 5e-5
+    warmup_ratio: Fraction = 0.1
+    weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.01
+    bf16: bool = False
+
+
+class FinetuneSection(TrainingSection):
+    """The elastic fine-tuning, InstaTune's Eq. 1.
+
+    `teacher` is the training that turns the pre-trained model into the strong teacher; null where the model given is
+    fine-tuned already. With `sort`, heads, neurons and layers are ordered by importance on `importance_rows` training
+    rows before the elastic fine-tuning, which starts from the teacher's weights (`start: teacher`) or the pre-trained
+    ones (`start: pretrained`).
+    """
+
+    alpha: Fraction = 0.3
+    gamma: Literal["off", "on", "first_epochs"] = "off"
+    gamma_epochs: PositiveInt = 1
+    subnetworks: PositiveInt = 1
+    temperature: Annotated[float, pydantic.Field(gt=0)] = 1.0
+    teacher: TrainingSection | None = TrainingSection()
+    start: Literal["teacher", "pretrained"] = "teacher"
+    sort: bool = True
+    importance_rows: PositiveInt = 512
+
+
+class SearchSection(Section):
+    """The search: `warm_start + rounds * batch` sub-networks are evaluated; between rounds an inner genetic search
+    of `population` x `generations` runs on predictions."""
+
+    warm_start: PositiveInt = 40
+    rounds: PositiveInt = 4
+    batch: PositiveInt = 25
+    population: PositiveInt = 100
+    generations: PositiveInt = 50
+
+
+class ProfileSection(Section):
+    """The latency tables: networks held out of the fit to measure its error, and seconds a deployment at most."""
+
+    heldout: PositiveInt = 12
+    seconds: Annotated[float, pydantic.Field(gt=0)] = 60
+
+
+class Recipe(Section):
+    """The whole recipe. `model` is a directory or hub name; with `reset_head` its task head is replaced by a new one, as
+    for a task of other classes. `space` is a preset's name, ``paper`` (the one of the model's family) or choices. `targets` maps each target to its latency budgets: ms (``8`` or ``8ms``), or a share (``50%``) of
+    the full network's measured latency on its fastest deployment there. Budgets are set on `percentile`."""
+
+    name: str = "run"
+    model: str
+    reset_head: bool = False
+    task: Task
+    metric: Literal["accuracy", "f1", "matthews"] = "accuracy"
+    data: DataSection
+    space: str | SpaceSection = "paper"
+    finetune: FinetuneSection = FinetuneSection()
+    search: SearchSection = SearchSection()
+    profile: ProfileSection = ProfileSection()
+    targets: dict[str, list[str | float]]
+    percentile: Literal["p50", "p90", "p99"] = "p50"
+    seed: int = 0
+
+    @pydantic.field_validator("targets")
+    @classmethod
+    def _targets_have_budgets(cls, targets: dict[str, list[str | float]]) -> dict[str, list[str | float]]:
+        if not targets or any(not budgets for budgets in targets.values()):
+            raise ValueError("name at least one target, each with at least one budget")
+        for budgets in targets.values():
+            for budget in budgets:
+                parse_budget(budget)
+        return targets
+
+
+def parse_budget(budget: str | float) -> tuple[float, Literal["ms", "share"]]:
+    """A budget's number and what it counts: milliseconds, or a share of the full network's latency.
+
+    Raises:
+        ValueError: it is neither like ``8``, ``8ms`` nor ``50%``, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|%)?\s*", str(budget))
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"budget {budget!r} is neither milliseconds such as 8ms nor a share such as 50%")
+    return (float(match[1]) / 100, "share") if match[2] == "%" else (float(match[1]), "ms")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file; paths in it that start with ``./`` or ``../`` are relative to the file.
+
+    Raises:
+        RecipeError: it is unreadable, or a key is missing, unknown (names the nearest) or of the wrong form.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: expected keys such as model, task, data and targets")
+    try:
+        recipe = Recipe.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise RecipeError(f"{path}: {_explain(error, data)}") from None
+    folder = path.resolve().parent
+    located = {
+        key: str(folder / value) for key, value in (("train", recipe.data.train), ("report", recipe.data.report))
+        if value is not None and value.startswith(("./", "../"))
+    }  # fmt: skip
+    model = str(folder / recipe.model) if recipe.model.startswith(("./", "../")) else recipe.model
+    return recipe.model_copy(update={"model": model, "data": recipe.data.model_copy(update=located)})
+
+
+def _explain(error: pydantic.ValidationError, data: dict[str, Any]) -> str:
+    """The first fault in one line, with the nearest key where one is unknown."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    if first["type"] != "extra_forbidden":
+        return f"{'.'.join(path)}: {first['msg']}"
+    section: Any = Recipe
+    for part in path[:-1]:
+        if part in getattr(section, "model_fields", {}):
+            kinds = [
+                section.model_fields[part].annotation,
+                *getattr(section.model_fields[part].annotation, "__args__", ()),
+            ]
+            section = next((k for k in kinds if isinstance(k, type) and issubclass(k, Section)), section)
+    return f"unknown key {'.'.join(path)!r}{did_you_mean(path[-1], section.model_fields)}"

@@ -1,0 +1,41 @@
+"""`Selection`: the network that was chosen for a budget, with what was predicted and what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from instatune_deploy.values.front import Measured, Predicted
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A network that met a budget: what was predicted of it, and what was measured of its exported file.
+
+    `limit_ms` is the budget in ms that it was held against; `full` is the full network on the fastest deployment of the
+    target, `full_beside` its latency (same percentile, ms) measured in the same rounds on the artifact's own deployment.
+    """
+
+    target: str
+    budget: str
+    percentile: str
+    limit_ms: float
+    artifact: str
+    architecture: str
+    deployment: str
+    macs: int
+    full_macs: int
+    predicted: Predicted
+    measured: Measured
+    full: Measured
+    full_deployment: str
+    full_beside_ms: float
+    tried: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Selection:
+        parts = {"predicted": Predicted(**data["predicted"])}
+        return cls(**{**data, **parts, **{k: Measured(**data[k]) for k in ("measured", "full")}})

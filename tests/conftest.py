@@ -1,0 +1,43 @@
+"""What several folders of tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+
+from instatune_deploy.values.latency import HeldOutError, LatencyTable, Machine
+from instatune_deploy.values.space import SearchSpace
+from instatune_deploy.values.target import Deployment
+
+# The same examples in every run: a law that fails here fails everywhere.
+settings.register_profile("laws", deadline=None, derandomize=True)
+settings.load_profile("laws")
+
+
+def build_table(space: SearchSpace, deployment: Deployment | None = None, ms: float = 1.0) -> LatencyTable:
+    """A table that covers `space`: `ms` for 12 heads or 1,024 neurons, in proportion for others, 4 `ms` for the rest."""
+    return LatencyTable(
+        target="cpu-test",
+        deployment=deployment or Deployment("onnxruntime"),
+        signature="bert-h64-d16-4x4x256-t8",
+        fixed_ms=4 * ms,
+        attention_ms={heads: ms * heads / 12 for heads in space.head_choices},
+        ffn_ms={ffn: ms * ffn / 1024 for ffn in space.ffn_choices},
+        percentile_ratio={"p50": 1.0, "p90": 1.25, "p99": 1.5},
+        samples=(),
+        heldout=(),
+        error=HeldOutError(1.0, 2.0, 100.0, 0.98, 0.5, 8),
+        machine=Machine("cpu", "x86_64", 2, ("avx2",), 2**33, 0.1),
+        versions={"onnxruntime": "1.22.0", "openvino": "2025.3.0"},
+        date="2025-01-01T00:00:00Z",
+        measure_s=12.5,
+        rejected_rounds=0,
+    )
+
+
+@pytest.fixture(scope="session")
+def make_table() -> Callable[..., LatencyTable]:
+    """`build_table`, for tests in any folder."""
+    return build_table

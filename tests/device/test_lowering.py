@@ -1,0 +1,144 @@
+"""Exported files say what torch says, whatever the batch and length; counted MACs are the closed form's."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from tiny_networks import Tiny, bert_inputs
+
+from instatune_deploy.device.lowering.macs import count_macs_onnx
+from instatune_deploy.device.lowering.onnx import export_onnx
+from instatune_deploy.device.lowering.openvino import to_openvino
+from instatune_deploy.device.runtimes.base import get_runtime
+from instatune_deploy.errors import ArtifactError
+from instatune_deploy.values.macs import count_macs
+from instatune_deploy.values.target import Deployment
+
+RUNTIMES = ["onnxruntime", "openvino"]
+
+
+def outputs(tiny: Tiny, runtime: str, inputs: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs of the runtime and of torch."""
+    session = get_runtime(runtime).load(tiny.onnx if runtime == "onnxruntime" else tiny.xml, Deployment(runtime))
+    with torch.no_grad():
+        expected = tiny.model(**inputs).logits.numpy()
+    return session.run({name: value.numpy() for name, value in inputs.items()}), expected
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 16), (3, 16), (1, 7), (5, 40), (2, 2)])
+def test_bert_equals_torch_at_any_batch_and_length(tiny_bert: Tiny, runtime: str, batch: int, tokens: int) -> None:
+    inputs = bert_inputs(batch, tokens)
+    inputs["attention_mask"][0, tokens - tokens // 3 :] = 0
+    found, expected = outputs(tiny_bert, runtime, inputs)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_vit_equals_torch_at_any_batch(tiny_vit: Tiny, runtime: str, batch: int) -> None:
+    found, expected = outputs(tiny_vit, runtime, {"pixel_values": torch.randn(batch, 3, 32, 32)})
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_batch_and_length_may_be_equal_in_the_example(tiny_bert: Tiny, tmp_path: Path) -> None:
+    model = tiny_bert.model
+    tiny = Tiny(model, {}, tmp_path, tiny_bert.shape)
+    export_onnx(model, bert_inputs(4, 4), tiny.onnx)
+    to_openvino(tiny.onnx, tiny.xml)
+    for runtime in RUNTIMES:
+        found, expected = outputs(tiny, runtime, bert_inputs(3, 9))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_file_is_valid_self_contained_and_names_its_axes(tiny_bert: Tiny) -> None:
+    onnx.checker.check_model(tiny_bert.onnx, full_check=True)
+    assert sorted(p.name for p in tiny_bert.directory.iterdir()) == [
+        "model.onnx",
+        "openvino_model.bin",
+        "openvino_model.xml",
+    ]
+    graph = onnx.load(tiny_bert.onnx).graph
+    axes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in graph.input}
+    assert axes == {name: ["batch", "sequence"] for name in tiny_bert.example}
+    assert [v.name for v in graph.output] == ["logits"]
+    assert sum(node.op_type == "Attention" for node in graph.node) == 2
+
+
+def test_weights_written_by_hand_are_the_modules(tiny_vit: Tiny) -> None:
+    stored = {w.name: onnx.numpy_helper.to_array(w) for w in onnx.load(tiny_vit.onnx).graph.initializer}
+    for name, parameter in tiny_vit.model.named_parameters():
+        if name in stored:
+            np.testing.assert_array_equal(stored[name], parameter.detach().numpy(), err_msg=name)
+    assert "vit.embeddings.patch_embeddings.projection.weight" in stored
+
+
+def test_export_is_quiet_and_leaves_modes_and_logging_alone(
+    tiny_bert: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_bert.model
+    model.train()
+    model.classifier.eval()
+    before = logging.root.manager.disable
+    capfd.readouterr()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            export_onnx(model, tiny_bert.example, tmp_path / "model.onnx")
+        assert model.training
+        assert not model.classifier.training
+    finally:
+        model.eval()
+    assert caught == []
+    assert capfd.readouterr() == ("", "")
+    assert logging.root.manager.disable == before
+
+
+class DataDependent(torch.nn.Module):
+    """Branches on values: cannot be traced."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+class FixedBatch(torch.nn.Module):
+    """Works for a batch of two only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(2, -1)
+
+
+@pytest.mark.parametrize("module", [DataDependent(), FixedBatch()])
+def test_untraceable_network_is_one_line_and_leaves_no_file(module: torch.nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=type(module).__name__) as caught:
+        export_onnx(module, {"x": torch.ones(2, 3)}, tmp_path / "model.onnx")
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_onnx_is_refused_by_openvino(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"nothing of the kind")
+    with pytest.raises(ArtifactError, match=r"model\.onnx"):
+        to_openvino(tmp_path / "model.onnx", tmp_path / "openvino_model.xml")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_bert_macs_on_the_graph_are_the_closed_form(tiny_bert: Tiny) -> None:
+    shapes = dict.fromkeys(tiny_bert.example, (1, 16))
+    assert count_macs_onnx(tiny_bert.onnx, shapes) == count_macs(tiny_bert.shape, tiny_bert.shape.full())
+
+
+def test_vit_macs_on_the_graph_are_the_closed_form(tiny_vit: Tiny) -> None:
+    found = count_macs_onnx(tiny_vit.onnx, {"pixel_values": (1, 3, 32, 32)})
+    assert found == count_macs(tiny_vit.shape, tiny_vit.shape.full())
+
+
+def test_macs_need_every_input_shape(tiny_bert: Tiny) -> None:
+    with pytest.raises(ArtifactError, match="attention_mask"):
+        count_macs_onnx(tiny_bert.onnx, {"input_ids": (1, 16)})

@@ -1,0 +1,85 @@
+"""A run's directory survives being killed at any point."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from instatune_deploy.workspace import Workspace, content_key, new_directory, tree_key, write_json, write_text
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    before = path.read_bytes()
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "x" * 10**6 + "\udc80")
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(path, "new")
+    assert path.read_bytes() == before
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_file_gets_the_permissions_of_any_other(tmp_path: Path) -> None:
+    write_text(tmp_path / "deep" / "a.txt", "a")
+    (tmp_path / "b.txt").write_text("b")
+    assert (tmp_path / "deep" / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
+
+
+def test_a_directory_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "artifact"
+    for content in ("first", "second"):
+        with new_directory(path) as draft:
+            (draft / "file").write_text(content)
+            assert not path.exists() or (path / "file").read_text() == "first"
+        assert (path / "file").read_text() == content
+    with pytest.raises(UnicodeEncodeError), new_directory(path) as draft:
+        write_text(draft / "file", "\udc80")
+    assert (path / "file").read_text() == "second"
+    assert names(tmp_path) == ["artifact"]
+
+
+def test_keys_follow_content_and_names(tmp_path: Path) -> None:
+    assert content_key({"a": 1, "b": 2}) == content_key({"b": 2, "a": 1}) != content_key({"a": 2, "b": 2})
+    assert content_key("ab", "c") != content_key("a", "bc")
+    tree = tmp_path / "tree"
+    write_text(tree / "a", "1")
+    write_text(tree / "b" / "c", "2")
+    key = tree_key(tree)
+    assert tree_key(tree) == key
+    (tree / "b" / "c").rename(tree / "b" / "d")
+    assert tree_key(tree) != key
+    assert tree_key(tree / "a") != tree_key(tree / "b" / "d")
+
+
+def test_a_stage_is_done_for_its_key_while_its_outputs_exist(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    output = workspace.path("tables", "a.json")
+    assert not workspace.is_done("profile", "k1")
+    write_json(output, {})
+    workspace.mark_done("profile", "k1", [output])
+    assert workspace.is_done("profile", "k1")
+    assert not workspace.is_done("profile", "k2")
+    assert not workspace.is_done("search", "k1")
+    output.unlink()
+    assert not workspace.is_done("profile", "k1")
+
+
+@pytest.mark.parametrize("record", ["", "{", "{}", "[]", '{"key": "k", "outputs": 3}', "null"])
+def test_a_damaged_record_means_not_done(tmp_path: Path, record: str) -> None:
+    workspace = Workspace(tmp_path)
+    write_text(workspace.path(".stages", "search.json"), record)
+    assert not workspace.is_done("search", "k")

@@ -1,0 +1,123 @@
+"""Laws of dominance, hypervolume and the Pareto front."""
+
+from __future__ import annotations
+
+import json
+from itertools import permutations
+
+import moocore
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from instatune_deploy.errors import InfeasibleBudgetError
+from instatune_deploy.values.front import (
+    Candidate,
+    Evaluation,
+    Measured,
+    ParetoFront,
+    Predicted,
+    dominates,
+    hypervolume,
+)
+from instatune_deploy.values.space import Architecture
+from instatune_deploy.values.target import Deployment
+
+# Few different values, so that ties are common.
+small = st.integers(0, 4)
+vectors = st.tuples(small, small, small)
+
+
+def candidate(metric: float, macs: int, latency_ms: float, heads: int = 1, runtime: str = "onnxruntime") -> Candidate:
+    predicted = Predicted(metric, macs, latency_ms, "predictor")
+    return Candidate(Architecture.uniform(1, heads, 16), Deployment(runtime), predicted)  # type: ignore[arg-type]
+
+
+candidates = st.lists(
+    st.builds(
+        candidate,
+        small.map(lambda v: v / 4),
+        small,
+        small.map(float),
+        st.integers(1, 3),
+        st.sampled_from(["onnxruntime", "openvino"]),
+    ),
+    max_size=20,
+)
+
+
+@given(vectors, vectors, vectors)
+def test_dominance_is_a_strict_order(first: tuple, second: tuple, third: tuple) -> None:
+    assert not dominates(first, first)
+    assert not (dominates(first, second) and dominates(second, first))
+    if dominates(first, second) and dominates(second, third):
+        assert dominates(first, third)
+
+
+@given(candidates)
+def test_the_front_has_no_dominated_member_and_covers_the_rest(given_: list[Candidate]) -> None:
+    front = ParetoFront.of(given_).candidates
+    assert not any(dominates(a.objectives, b.objectives) for a in front for b in front)
+    assert len({c.objectives for c in front}) == len(front)
+    for other in given_:
+        assert any(dominates(c.objectives, other.objectives) or c.objectives == other.objectives for c in front)
+    assert [c.predicted.latency_ms for c in front] == sorted(c.predicted.latency_ms for c in front)
+
+
+@given(candidates, st.randoms(use_true_random=False))
+def test_the_front_does_not_depend_on_the_order_of_candidates(given_: list[Candidate], rng) -> None:
+    shuffled = given_[:]
+    rng.shuffle(shuffled)
+    assert ParetoFront.of(shuffled) == ParetoFront.of(given_)
+    assert ParetoFront.of(ParetoFront.of(given_).candidates) == ParetoFront.of(given_)
+
+
+@given(st.lists(vectors, max_size=12))
+def test_the_order_of_objectives_does_not_matter(points: list[tuple]) -> None:
+    kept = {p for p in points if not any(dominates(other, p) for other in points)}
+    for order in permutations(range(3)):
+        turned = {tuple(p[i] for i in order) for p in points}
+        best = {p for p in turned if not any(dominates(other, p) for other in turned)}
+        assert best == {tuple(p[i] for i in order) for p in kept}
+        assert hypervolume(turned, (4, 4, 4)) == hypervolume(points, (4, 4, 4))
+
+
+@given(st.lists(st.tuples(*[st.floats(0, 1.2)] * 3), min_size=1, max_size=15))
+def test_hypervolume_is_that_of_a_reference_implementation(points: list[tuple]) -> None:
+    expected = moocore.hypervolume(np.array(points, dtype=float), ref=[1.0, 1.0, 1.0])
+    assert hypervolume(points, (1.0, 1.0, 1.0)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_hypervolume_of_two_boxes() -> None:
+    assert hypervolume([(0.0, 0.5), (0.5, 0.0)], (1.0, 1.0)) == pytest.approx(0.75)
+    assert hypervolume([(1.0, 0.0)], (1.0, 1.0)) == hypervolume([], (1.0, 1.0)) == 0.0
+
+
+def test_ranked_puts_the_best_metric_within_the_budget_first() -> None:
+    front = ParetoFront.of([candidate(0.9, 9, 9.0), candidate(0.8, 5, 5.0), candidate(0.7, 2, 2.0)])
+    assert [c.predicted.metric for c in front.ranked(6.0)] == [0.8, 0.7]
+    assert [c.predicted.metric for c in front.ranked(9.0)] == [0.9, 0.8, 0.7]
+    with pytest.raises(InfeasibleBudgetError, match=r"1 ms; nearest: 1L\[1-16\] on ort-fp32-1t: 2 ms"):
+        front.ranked(1.0)
+    with pytest.raises(InfeasibleBudgetError, match="none"):
+        ParetoFront(()).ranked(1.0)
+
+
+@given(candidates)
+def test_a_front_round_trips(given_: list[Candidate]) -> None:
+    front = ParetoFront.of(given_)
+    assert ParetoFront.from_list(json.loads(json.dumps(front.to_list()))) == front
+
+
+def test_measured_values_and_evaluations_round_trip() -> None:
+    measured = Measured(0.9, 872, 5.0, 5.1, 5.4, 6.0, 300)
+    found = Candidate(
+        Architecture.uniform(2, 4, 64),
+        Deployment("openvino", "bf16", needs=("amx_bf16",)),
+        Predicted(0.9, 10, 5.0, "search split"),
+        measured,
+    )
+    assert Candidate.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+    evaluation = Evaluation(found.architecture, "accuracy", 0.91, "search", 1000, "bf16")
+    assert Evaluation.from_dict(json.loads(json.dumps(evaluation.to_dict()))) == evaluation
