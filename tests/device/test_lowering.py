@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from tiny_networks import Tiny, bert_inputs
 
 from instatune_deploy.device.lowering.macs import count_macs_onnx
 from instatune_deploy.device.lowering.onnx import export_onnx
@@ -23,7 +24,7 @@ from instatune_deploy.values.target import Deployment
 RUNTIMES = ["onnxruntime", "openvino"]
 
 
-def outputs(tiny: Tiny, runtime: str, inputs: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+def outputs(tiny: Any, runtime: str, inputs: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """Outputs of the runtime and of torch."""
     session = get_runtime(runtime).load(tiny.onnx if runtime == "onnxruntime" else tiny.xml, Deployment(runtime))
     with torch.no_grad():
@@ -33,8 +34,8 @@ def outputs(tiny: Tiny, runtime: str, inputs: dict[str, torch.Tensor]) -> tuple[
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize(("batch", "tokens"), [(1, 16), (3, 16), (1, 7), (5, 40), (2, 2)])
-def test_bert_equals_torch_at_any_batch_and_length(tiny_bert: Tiny, runtime: str, batch: int, tokens: int) -> None:
-    inputs = bert_inputs(batch, tokens)
+def test_bert_equals_torch_at_any_batch_and_length(tiny_bert: Any, runtime: str, batch: int, tokens: int) -> None:
+    inputs = tiny_bert.inputs(batch, tokens)
     inputs["attention_mask"][0, tokens - tokens // 3 :] = 0
     found, expected = outputs(tiny_bert, runtime, inputs)
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -42,22 +43,22 @@ def test_bert_equals_torch_at_any_batch_and_length(tiny_bert: Tiny, runtime: str
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_vit_equals_torch_at_any_batch(tiny_vit: Tiny, runtime: str, batch: int) -> None:
+def test_vit_equals_torch_at_any_batch(tiny_vit: Any, runtime: str, batch: int) -> None:
     found, expected = outputs(tiny_vit, runtime, {"pixel_values": torch.randn(batch, 3, 32, 32)})
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_batch_and_length_may_be_equal_in_the_example(tiny_bert: Tiny, tmp_path: Path) -> None:
+def test_batch_and_length_may_be_equal_in_the_example(tiny_bert: Any, tmp_path: Path) -> None:
     model = tiny_bert.model
-    tiny = Tiny(model, {}, tmp_path, tiny_bert.shape)
-    export_onnx(model, bert_inputs(4, 4), tiny.onnx)
+    tiny = dataclasses.replace(tiny_bert, directory=tmp_path)
+    export_onnx(model, tiny_bert.inputs(4, 4), tiny.onnx)
     to_openvino(tiny.onnx, tiny.xml)
     for runtime in RUNTIMES:
-        found, expected = outputs(tiny, runtime, bert_inputs(3, 9))
+        found, expected = outputs(tiny, runtime, tiny_bert.inputs(3, 9))
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_file_is_valid_self_contained_and_names_its_axes(tiny_bert: Tiny) -> None:
+def test_file_is_valid_self_contained_and_names_its_axes(tiny_bert: Any) -> None:
     onnx.checker.check_model(tiny_bert.onnx, full_check=True)
     assert sorted(p.name for p in tiny_bert.directory.iterdir()) == [
         "model.onnx",
@@ -71,7 +72,7 @@ def test_file_is_valid_self_contained_and_names_its_axes(tiny_bert: Tiny) -> Non
     assert sum(node.op_type == "Attention" for node in graph.node) == 2
 
 
-def test_weights_written_by_hand_are_the_modules(tiny_vit: Tiny) -> None:
+def test_weights_written_by_hand_are_the_modules(tiny_vit: Any) -> None:
     stored = {w.name: onnx.numpy_helper.to_array(w) for w in onnx.load(tiny_vit.onnx).graph.initializer}
     for name, parameter in tiny_vit.model.named_parameters():
         if name in stored:
@@ -80,7 +81,7 @@ def test_weights_written_by_hand_are_the_modules(tiny_vit: Tiny) -> None:
 
 
 def test_export_is_quiet_and_leaves_modes_and_logging_alone(
-    tiny_bert: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tiny_bert: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     model = tiny_bert.model
     model.train()
@@ -129,16 +130,16 @@ def test_damaged_onnx_is_refused_by_openvino(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_bert_macs_on_the_graph_are_the_closed_form(tiny_bert: Tiny) -> None:
+def test_bert_macs_on_the_graph_are_the_closed_form(tiny_bert: Any) -> None:
     shapes = dict.fromkeys(tiny_bert.example, (1, 16))
     assert count_macs_onnx(tiny_bert.onnx, shapes) == count_macs(tiny_bert.shape, tiny_bert.shape.full())
 
 
-def test_vit_macs_on_the_graph_are_the_closed_form(tiny_vit: Tiny) -> None:
+def test_vit_macs_on_the_graph_are_the_closed_form(tiny_vit: Any) -> None:
     found = count_macs_onnx(tiny_vit.onnx, {"pixel_values": (1, 3, 32, 32)})
     assert found == count_macs(tiny_vit.shape, tiny_vit.shape.full())
 
 
-def test_macs_need_every_input_shape(tiny_bert: Tiny) -> None:
+def test_macs_need_every_input_shape(tiny_bert: Any) -> None:
     with pytest.raises(ArtifactError, match="attention_mask"):
         count_macs_onnx(tiny_bert.onnx, {"input_ids": (1, 16)})

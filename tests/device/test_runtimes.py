@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from tiny_networks import Tiny, bert_inputs
 
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.errors import ArtifactError, MeasurementError, TargetError, UnknownNameError
@@ -15,18 +15,18 @@ from instatune_deploy.values.target import Deployment
 RUNTIMES = ["onnxruntime", "openvino"]
 
 
-def arrays() -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in bert_inputs(2, 16).items()}
+def arrays(tiny: Any) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in tiny.inputs(2, 16).items()}
 
 
-def file_for(tiny: Tiny, runtime: str) -> Path:
+def file_for(tiny: Any, runtime: str) -> Path:
     return tiny.directory / get_runtime(runtime).model_file
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_inputs_the_model_lacks_are_ignored_and_missing_ones_named(tiny_bert: Tiny, runtime: str) -> None:
+def test_inputs_the_model_lacks_are_ignored_and_missing_ones_named(tiny_bert: Any, runtime: str) -> None:
     session = get_runtime(runtime).load(file_for(tiny_bert, runtime), Deployment(runtime))
-    inputs = arrays()
+    inputs = arrays(tiny_bert)
     expected = session.run(inputs)
     np.testing.assert_array_equal(session.run({**inputs, "labels": np.zeros(2)}), expected)
     del inputs["attention_mask"]
@@ -35,9 +35,9 @@ def test_inputs_the_model_lacks_are_ignored_and_missing_ones_named(tiny_bert: Ti
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_an_output_is_the_callers_own(tiny_bert: Tiny, runtime: str) -> None:
+def test_an_output_is_the_callers_own(tiny_bert: Any, runtime: str) -> None:
     session = get_runtime(runtime).load(file_for(tiny_bert, runtime), Deployment(runtime))
-    first, inputs = session.run(arrays()), arrays()
+    first, inputs = session.run(arrays(tiny_bert)), arrays(tiny_bert)
     kept = first.copy()
     inputs["input_ids"] = (inputs["input_ids"] + 7) % 100
     assert not np.allclose(session.run(inputs), first)
@@ -45,20 +45,22 @@ def test_an_output_is_the_callers_own(tiny_bert: Tiny, runtime: str) -> None:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_threads_and_batches_change_no_result(tiny_bert: Tiny, runtime: str) -> None:
+def test_threads_and_batches_change_no_result(tiny_bert: Any, runtime: str) -> None:
     results = [
-        get_runtime(runtime).load(file_for(tiny_bert, runtime), Deployment(runtime, threads=threads)).run(arrays())
+        get_runtime(runtime)
+        .load(file_for(tiny_bert, runtime), Deployment(runtime, threads=threads))
+        .run(arrays(tiny_bert))
         for threads in (1, 2)
     ]
     np.testing.assert_allclose(*results, atol=1e-5)
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_a_closed_session_does_not_run(tiny_bert: Tiny, runtime: str) -> None:
+def test_a_closed_session_does_not_run(tiny_bert: Any, runtime: str) -> None:
     session = get_runtime(runtime).load(file_for(tiny_bert, runtime), Deployment(runtime))
     session.close()
     with pytest.raises(ArtifactError, match="closed"):
-        session.run(arrays())
+        session.run(arrays(tiny_bert))
 
 
 @pytest.mark.parametrize("runtime", [*RUNTIMES, "fake"])
@@ -72,7 +74,7 @@ def test_damaged_and_absent_files_are_one_line(tmp_path: Path, runtime: str) -> 
         assert "\n" not in str(caught.value)
 
 
-def test_precision_is_always_set_and_never_silently_another(tiny_bert: Tiny) -> None:
+def test_precision_is_always_set_and_never_silently_another(tiny_bert: Any) -> None:
     openvino = get_runtime("openvino")
     assert openvino.options(Deployment("openvino"))["INFERENCE_PRECISION_HINT"] == "f32"
     assert openvino.options(Deployment("openvino", "bf16"))["INFERENCE_PRECISION_HINT"] == "bf16"
@@ -82,9 +84,9 @@ def test_precision_is_always_set_and_never_silently_another(tiny_bert: Tiny) -> 
         openvino.load(tiny_bert.xml, Deployment("openvino", "int4"))
 
 
-def test_openvino_reads_onnx_too(tiny_bert: Tiny) -> None:
+def test_openvino_reads_onnx_too(tiny_bert: Any) -> None:
     sessions = [get_runtime("openvino").load(p, Deployment("openvino")) for p in (tiny_bert.onnx, tiny_bert.xml)]
-    first, second = (session.run(arrays()) for session in sessions)
+    first, second = (session.run(arrays(tiny_bert)) for session in sessions)
     np.testing.assert_allclose(first, second, atol=1e-6)
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_networks import Tiny, bert_inputs
 
 from instatune_deploy.device import worker
 from instatune_deploy.device.runtimes.base import get_runtime
@@ -169,11 +168,11 @@ def test_warming_up_goes_on_until_the_median_settles_but_not_forever(fake_file) 
 
 
 @pytest.mark.parametrize(("runtime", "threads"), [("onnxruntime", 1), ("openvino", 1), ("onnxruntime", 2)])
-def test_real_runtimes_are_measured(tiny_bert: Tiny, runtime: str, threads: int) -> None:
+def test_real_runtimes_are_measured(tiny_bert: Any, runtime: str, threads: int) -> None:
     if threads > len(os.sched_getaffinity(0)):
         pytest.skip("not so many CPUs")
     path = tiny_bert.directory / get_runtime(runtime).model_file
-    inputs = {name: value.numpy() for name, value in bert_inputs(1, 16).items()}
+    inputs = {name: value.numpy() for name, value in tiny_bert.inputs(1, 16).items()}
     settings = TimingSettings(seconds=0.2, visit_ms=1)
     deployment = Deployment(runtime, threads=threads)
     found = measure({"a": path, "b": path}, inputs, deployment, anchor="a", settings=settings)
