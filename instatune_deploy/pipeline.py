@@ -1,49 +1,30 @@
-"""The whole job in order: `run` is the one screen, `Job` gives each stage what it needs and keeps what it made."""
+"""The whole job in order: `run` is the one screen; `select` exports, measures, and falls back to the next best."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 
 import yaml
-from transformers import PretrainedConfig
 
-from instatune_deploy.data.dataset import Split, TaskData, open_report_split, open_task_data
-from instatune_deploy.data.processor import Processor
-from instatune_deploy.device.fingerprint import check_target, detect, runtime_versions, usable_deployments
-from instatune_deploy.elastic.pretrained import load_config, load_pretrained, space_for
-from instatune_deploy.elastic.subnetwork import check_space
-from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import InfeasibleBudgetError
-from instatune_deploy.profiling import Prober, describe_table
+from instatune_deploy.job import Job, Report
 from instatune_deploy.stages.confirm import Confirmation, confirm
-from instatune_deploy.stages.evaluate import Evaluator
 from instatune_deploy.stages.export import Artifact, export, open_artifact
-from instatune_deploy.stages.finetune import finetune
-from instatune_deploy.stages.predict import AccuracyPredictor, fit_predictor
-from instatune_deploy.stages.search import RoundReport, SearchSettings, search
-from instatune_deploy.values.front import Evaluation, Measured, ParetoFront, Predicted
-from instatune_deploy.values.latency import LatencyTable, find_table
-from instatune_deploy.values.macs import ModelShape
+from instatune_deploy.values.front import Measured, ParetoFront, Predicted
 from instatune_deploy.values.recipe import Recipe, parse_budget, read_recipe
 from instatune_deploy.values.selection import Selection
-from instatune_deploy.values.space import Architecture, SearchSpace
-from instatune_deploy.values.target import Deployment, Target, find_target
+from instatune_deploy.values.space import Architecture
+from instatune_deploy.values.target import Deployment, Target
 from instatune_deploy.workspace import (
     Workspace,
     content_key,
-    data_directories,
     move_directory,
-    tree_key,
     write_json,
     write_text,
 )
 
-Report = Callable[[str], None]
 RECIPE_FILE = "recipe.yaml"
 
 
@@ -56,10 +37,10 @@ def run(recipe: Recipe, workspace: Workspace, report: Report) -> list[Selection]
     """
     job = start_job(recipe, workspace, report)
     selections = []
-    for target in map(job.target, recipe.targets):
+    for name, budgets in recipe.targets.items():
+        target = job.target(name)
         front = job.search(target, job.tables(target))
-        for budget in recipe.targets[target.name]:
-            selections.append(job.select(target, front, str(budget)))
+        selections += [select(job, target, front, str(budget)) for budget in budgets]
     write_json(workspace.path("result.json"), [selection.to_dict() for selection in selections])
     return selections
 
@@ -85,312 +66,106 @@ def open_run(directory: Path, report: Report) -> Job:
     return Job(read_recipe(directory / RECIPE_FILE), Workspace(directory), report)
 
 
-class Job:
-    """What the stages of one recipe share. Each stage's result is made when first asked for, or read if it was made."""
+def select(job: Job, target: Target, front: ParetoFront, budget: str) -> Selection:
+    """The most accurate candidate whose exported file meets `budget` when it is measured.
 
-    def __init__(self, recipe: Recipe, workspace: Workspace, report: Report) -> None:
-        self.recipe, self.workspace, self.report = recipe, workspace, report
-        self._tables: dict[str, list[LatencyTable]] = {}
-
-    # -- inputs ---------------------------------------------------------------------------------------------------
-
-    def target(self, name: str) -> Target:
-        """The target called `name`, if this machine can serve it.
-
-        Raises:
-            UnknownNameError, TargetError: it cannot, or there is none.
-        """
-        target = find_target(name, data_directories("targets"))
-        check_target(target, detect())
-        return target
-
-    def check(self) -> list[Target]:
-        """The recipe's targets, after a look at everything a user can get wrong; writes nothing.
-
-        Raises:
-            UsageError: something does not fit.
-        """
-        targets = [self.target(name) for name in self.recipe.targets]
-        check_space(self.space, self.config)
-        for split in (self.data.train, self.data.search, self.report_split):
-            self.report(f"{split.name} split: {len(split)} samples")
-        return targets
-
-    def plan(self) -> list[str]:
-        """What `run` would do, a line a stage; writes nothing."""
-        recipe, targets = self.recipe, self.check()
-        teacher, search_settings = recipe.finetune.teacher, recipe.search
-        lines = [f"model {recipe.model} ({self.config.model_type}), {self.space.size:,} sub-networks"]
-        if teacher is not None:
-            lines.append(f"fine-tune the full model: {teacher.epochs:g} epochs of {len(self.data.train)} samples")
-        lines.append(f"elastic fine-tuning: {recipe.finetune.epochs:g} epochs of {len(self.data.train)} samples")
-        for target in targets:
-            names = ", ".join(deployment.name for deployment in usable_deployments(target, detect())[0])
-            lines.append(f"profile {target.name}: {names}, at most {recipe.profile.seconds:g} s of measuring each")
-        evaluated = search_settings.warm_start + search_settings.rounds * search_settings.batch
-        lines.append(f"search: at most {evaluated} sub-networks evaluated on {len(self.data.search)} samples each")
-        budgets = [f"{budget} on {name}" for name, wanted in recipe.targets.items() for budget in wanted]
-        lines.append(f"select, export and confirm on {len(self.report_split)} samples: {', '.join(budgets)}")
-        return [*lines, "what the run directory holds of this already is reused"]
-
-    @cached_property
-    def config(self) -> PretrainedConfig:
-        return load_config(self.recipe.model)
-
-    @cached_property
-    def space(self) -> SearchSpace:
-        """The space the recipe asks for, before layers are ordered by importance."""
-        wanted = self.recipe.space
-        return space_for(self.config, wanted if isinstance(wanted, str) else wanted.model_dump())
-
-    @cached_property
-    def processor(self) -> Processor:
-        return Processor(self.recipe.model, self.recipe.task, self.recipe.data.sequence_length)
-
-    @cached_property
-    def data(self) -> TaskData:
-        return open_task_data(self.recipe.data, self.recipe.task, self.processor, seed=self.recipe.seed)
-
-    @cached_property
-    def report_split(self) -> Split:
-        return open_report_split(self.recipe.data, self.recipe.task, self.processor, seed=self.recipe.seed)
-
-    @cached_property
-    def inputs_key(self) -> str:
-        """A hash of the model, the data and whatever else training depends on beside its settings."""
-        recipe = self.recipe
-        sources = [recipe.model, recipe.data.train, *([recipe.data.report] if recipe.data.report else [])]
-        bytes_of = [tree_key(Path(source)) if Path(source).exists() else source for source in sources]
-        rows = recipe.data.model_dump(exclude={"train", "report"})
-        versions = {name: runtime_versions()[name] for name in ("torch", "transformers")}
-        return content_key(bytes_of, rows, recipe.task, recipe.metric, recipe.reset_head, recipe.seed, versions)
-
-    # -- stages ---------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def supernet(self) -> Supernet:
-        """The elastic fine-tuned super-network."""
-        recipe = self.recipe
-        return finetune(
-            recipe.finetune,
-            lambda: load_pretrained(
-                recipe.model, recipe.task, self.data.classes, reset_head=recipe.reset_head, seed=recipe.seed
-            ),
-            self.space, self.data, self.processor, self.workspace, key=self.inputs_key, seed=recipe.seed,
-            report=self.report,
-        )  # fmt: skip
-
-    @cached_property
-    def supernet_key(self) -> str:
-        """A hash of the super-network's files."""
-        self.supernet  # noqa: B018  makes them
-        return tree_key(self.workspace.path("supernet"))
-
-    @cached_property
-    def shape(self) -> ModelShape:
-        return self.supernet.shape(self.recipe.data.sequence_length)
-
-    def tables(self, target: Target) -> list[LatencyTable]:
-        """A latency table for each deployment of `target` that this machine can run, found or measured now."""
-        if target.name in self._tables:
-            return self._tables[target.name]
-        usable, left_out = usable_deployments(target, detect())
-        for line in left_out:
-            self.report(line)
-        self._tables[target.name] = [self._table(target, deployment) for deployment in usable]
-        return self._tables[target.name]
-
-    def _table(self, target: Target, deployment: Deployment) -> LatencyTable:
-        places = data_directories("latency_tables", self.workspace.path("tables"))
-        table, passed_over = find_table(
-            target.name, self.shape.signature, deployment, self.supernet.space, places, machine=detect(),
-            versions=runtime_versions(),
-        )  # fmt: skip
-        for line in passed_over:
-            self.report(line)
-        if table is None:
-            table = self.prober.table(target, deployment, self.recipe.profile, seed=self.recipe.seed)
-            write_text(self.workspace.path("tables", table.file_name), table.to_json())
-        self.report(describe_table(table))
-        return table
-
-    @cached_property
-    def prober(self) -> Prober:
-        """Makes and measures networks of the super-network's shape."""
-        return Prober(
-            self.supernet.model, self.supernet.space, self.recipe.data.sequence_length,
-            self.workspace.path(".probes"), self.report, seed=self.recipe.seed,
-        )  # fmt: skip
-
-    @cached_property
-    def evaluator(self) -> Evaluator:
-        """Measures sub-networks on the search split; evaluations of another super-network are put aside."""
-        path = self.workspace.path("evaluations.jsonl")
-        key = self.supernet_key
-        if not self.workspace.is_done("evaluations", key):
-            if path.exists():
-                path.replace(path.with_suffix(".old.jsonl"))
-            write_text(path, "")
-            self.workspace.mark_done("evaluations", key, [path])
-        return Evaluator(self.supernet, self.data.search, self.processor, metric=self.recipe.metric, path=path)
-
-    def search(self, target: Target, tables: list[LatencyTable]) -> ParetoFront:
-        """The front of metric, MACs and latency on `target`. The first target's search evaluates sub-networks; those
-        of further targets, also in later runs, evaluate nothing."""
-        recipe, stage = self.recipe, f"search-{target.name}"
-        path, owner_path = self.workspace.path("fronts", f"{target.name}.json"), self.workspace.path("searched_by.json")
-        supernet_key = self.supernet_key
-        key = content_key(
-            supernet_key,
-            recipe.search.model_dump(),
-            [table.to_json() for table in tables],
-            recipe.percentile,
-            recipe.seed,
+    Raises:
+        InfeasibleBudgetError: none does; names the nearest three.
+    """
+    recipe, workspace, percentile = job.recipe, job.workspace, job.recipe.percentile
+    name = f"{percentile}-{budget.strip().replace('%', 'pct').replace(' ', '')}"
+    stage = f"select-{target.name}-{name}"
+    key = content_key(job.supernet_key, front.to_list(), budget, percentile, job.inputs_key)
+    record_path = workspace.path("selections", f"{target.name}-{name}.json")
+    artifact_path = workspace.path("artifacts", target.name, name)
+    if workspace.is_done(stage, key):
+        job.report(f"artifact for {percentile} {budget} on {target.name}: reused")
+        return Selection.from_dict(json.loads(record_path.read_text(encoding="utf-8")))
+    full, full_measured = full_artifact(job, target, front)
+    number, unit = parse_budget(budget)
+    budget_ms = number if unit == "ms" else number * full_measured.percentile_ms(percentile)
+    missed: list[tuple[float, str]] = []
+    for candidate in front.ranked(budget_ms):
+        deployment, draft = candidate.deployment, workspace.path(".drafts", name)
+        artifact = export_network(job, target, candidate.architecture, deployment, draft, candidate.predicted)
+        confirmation = _confirm(job, artifact, full, deployment)
+        measured, beside_ms = confirmation.measured, confirmation.reference.percentile_ms(percentile)
+        # A share is held against the full network as it ran in the same rounds, where both run alike.
+        same = unit == "share" and deployment == full.manifest.deployment
+        limit_ms = number * beside_ms if same else budget_ms
+        job.report(
+            f"measured {percentile} {measured.percentile_ms(percentile):.3g} ms (limit {limit_ms:.3g}, predicted "
+            f"{candidate.predicted.latency_ms:.3g}), {recipe.metric} {measured.metric:.4f} on {measured.n} samples of the "
+            f"report split: {candidate.architecture} on {deployment.name}"
         )
-        if self.workspace.is_done(stage, key):
-            self.report(f"front of {target.name}: reused")
-            return ParetoFront.from_list(json.loads(path.read_text(encoding="utf-8"))["front"])
-        evaluator = self.evaluator
-        # Who evaluates is written down first: a run that is stopped and resumed then does as one that was not.
-        owner = [supernet_key, recipe.search.model_dump(), target.name]
-        if not owner_path.exists() or json.loads(owner_path.read_text(encoding="utf-8"))[:2] != owner[:2]:
-            write_json(owner_path, owner)
-        evaluates = json.loads(owner_path.read_text(encoding="utf-8")) == owner
-        found = search(
-            self.supernet.space, self.shape, tables,
-            evaluate=(lambda wanted: evaluator(wanted, report=self.report)) if evaluates else None,
-            fit=lambda known: self._fit(known), evaluations=[] if evaluates else list(evaluator.known.values()),
-            settings=SearchSettings(**recipe.search.model_dump()), seed=recipe.seed, percentile=recipe.percentile,
-            on_round=self._report_round,
-        )  # fmt: skip
-        predictor = self._fit(found.evaluations)
-        quality = predictor.quality
-        self.report(
-            f"accuracy predictor: Kendall tau {quality.kendall_tau:.3f}, MAPE {quality.mape_pct:.2f}%, R2 {quality.r2:.3f}, "
-            f"{quality.folds}-fold cross-validation on {quality.n} evaluations ({quality.metric}, {quality.split} split)"
-        )
-        predictor.save(self.workspace.path("predictor"))
-        rounds = [asdict(found_round) for found_round in found.rounds]
-        write_json(
-            path,
-            {"target": target.name, "percentile": recipe.percentile, "rounds": rounds, "front": found.front.to_list()},
-        )
-        self.workspace.mark_done(stage, key, [path])
-        return found.front
-
-    def _fit(self, known: list[Evaluation]) -> AccuracyPredictor:
-        # Where nothing was sorted, more heads or neurons need not be better.
-        return fit_predictor(self.supernet.space, known, seed=self.recipe.seed, monotone=self.recipe.finetune.sort)
-
-    def _report_round(self, found: RoundReport) -> None:
-        tau = "" if found.kendall_tau is None else f", predicted against measured: Kendall tau {found.kendall_tau:.3f}"
-        self.report(
-            f"search round {found.round}: {found.evaluated} evaluated, hypervolume {found.hypervolume:.4f}{tau}"
-        )
-
-    # -- selection ------------------------------------------------------------------------------------------------
-
-    def export(self, architecture: Architecture, deployment: Deployment, directory: Path, target: str, predicted: Predicted | None) -> Artifact:  # fmt: skip
-        """The artifact of any architecture of the space, or of the full network, in `directory`."""
-        _, samples = next(
-            self.processor.batches(self.data.search.rows.select(range(min(32, len(self.data.search)))), 32)
-        )
-        self.report(f"exporting {architecture} for {deployment.name} to {directory}")
-        return export(
-            self.supernet.extract(architecture), architecture, deployment, self.shape, self.processor, samples, directory,
-            target=target, metric=self.recipe.metric, predicted=predicted,
-        )  # fmt: skip
-
-    def select(self, target: Target, front: ParetoFront, budget: str) -> Selection:
-        """The most accurate candidate whose exported file meets `budget` when it is measured.
-
-        Raises:
-            InfeasibleBudgetError: none does; names the nearest three.
-        """
-        recipe, stage = self.recipe, f"select-{target.name}-{budget}"
-        key = content_key(self.supernet_key, front.to_list(), budget, recipe.percentile, self.inputs_key)
-        record_path = self.workspace.path("selections", f"{target.name}-{_file_name(budget)}.json")
-        artifact_path = self.workspace.path("artifacts", target.name, _file_name(budget))
-        if self.workspace.is_done(stage, key):
-            self.report(f"artifact for {budget} on {target.name}: reused")
-            return Selection.from_dict(json.loads(record_path.read_text(encoding="utf-8")))
-        full, full_measured = self.full_artifact(target, front)
-        number, unit = parse_budget(budget)
-        budget_ms = number if unit == "ms" else number * full_measured.percentile_ms(recipe.percentile)
-        missed: list[tuple[float, str]] = []
-        for candidate in front.ranked(budget_ms):
-            draft = self.workspace.path(".drafts", _file_name(budget))
-            artifact = self.export(
-                candidate.architecture, candidate.deployment, draft, target.name, candidate.predicted
-            )
-            confirmation = self._confirm(artifact, full, candidate.deployment)
-            measured_ms = confirmation.measured.percentile_ms(recipe.percentile)
-            beside_ms = float(getattr(confirmation.reference, f"{recipe.percentile}_ms"))
-            # A share is held against the full network as it ran in the same rounds, where both run alike.
-            same = unit == "share" and candidate.deployment == full.manifest.deployment
-            limit_ms = number * beside_ms if same else budget_ms
-            self.report(
-                f"measured {recipe.percentile} {measured_ms:.3g} ms (limit {limit_ms:.3g}, predicted "
-                f"{candidate.predicted.latency_ms:.3g}), {recipe.metric} {confirmation.measured.metric:.4f} on "
-                f"{confirmation.measured.n} samples of the report split: {candidate.architecture}"
-            )
-            if measured_ms > limit_ms:
-                missed.append((measured_ms, f"{candidate.architecture} on {candidate.deployment.name}"))
-                continue
-            artifact.with_measured(confirmation.measured)
-            move_directory(draft, artifact_path)
-            selection = Selection(
-                target=target.name, budget=budget, percentile=recipe.percentile, limit_ms=limit_ms,
-                artifact=str(artifact_path.relative_to(self.workspace.root)), architecture=str(candidate.architecture),
-                deployment=candidate.deployment.name, macs=artifact.manifest.macs, full_macs=full.manifest.macs,
-                predicted=candidate.predicted, measured=confirmation.measured, full=full_measured,
-                full_deployment=full.manifest.deployment.name, full_beside_ms=beside_ms, tried=len(missed) + 1,
-            )  # fmt: skip
-            write_json(record_path, selection.to_dict())
-            self.workspace.mark_done(stage, key, [artifact_path, record_path])
-            return selection
-        shutil.rmtree(self.workspace.path(".drafts"), ignore_errors=True)
-        nearest = "; ".join(
-            f"{name}: {value:.3g} ms measured {recipe.percentile}" for value, name in sorted(missed)[:3]
-        )
-        raise InfeasibleBudgetError(f"no candidate meets {budget} ({budget_ms:.3g} ms); nearest: {nearest}")
-
-    def full_artifact(self, target: Target, front: ParetoFront) -> tuple[Artifact, Measured]:
-        """The full network's artifact and what was measured of it on its fastest deployment for `target`."""
-        stage, path = f"full-{target.name}", self.workspace.path("artifacts", target.name, "full")
-        key = content_key(self.supernet_key, front.to_list(), self.inputs_key)
-        if self.workspace.is_done(stage, key):
-            artifact = open_artifact(path)
-            if artifact.manifest.measured is not None:
-                return artifact, artifact.manifest.measured
-        tables = self.tables(target)
-        largest = self.supernet.space.largest
-        fastest = min(tables, key=lambda table: table.estimate_ms(largest, self.recipe.percentile))
-        draft = self.workspace.path(".drafts", "full")
-        artifact = self.export(self.supernet.full, fastest.deployment, draft, target.name, None)
-        measured = self._confirm(artifact, artifact, fastest.deployment).measured
+        if measured.percentile_ms(percentile) > limit_ms:
+            missed.append((measured.percentile_ms(percentile), f"{candidate.architecture} on {deployment.name}"))
+            continue
         artifact.with_measured(measured)
-        move_directory(draft, path)
-        self.workspace.mark_done(stage, key, [path])
-        self.report(
-            f"full network on {fastest.deployment.name}: measured {self.recipe.percentile} "
-            f"{measured.percentile_ms(self.recipe.percentile):.3g} ms, {self.recipe.metric} {measured.metric:.4f} on "
-            f"{measured.n} samples of the report split"
-        )
-        return open_artifact(path), measured
-
-    def confirmed(self, artifact: Artifact) -> Artifact:
-        """The same artifact after it was measured on the report split and on this machine."""
-        measured = self._confirm(artifact, artifact, artifact.manifest.deployment).measured
-        return artifact.with_measured(measured)
-
-    def _confirm(self, artifact: Artifact, full: Artifact, deployment: Deployment) -> Confirmation:
-        return confirm(
-            artifact.model_file(deployment), full.model_file(deployment), deployment, self.report_split, self.processor,
-            self.prober.inputs(deployment), metric=self.recipe.metric, seed=self.recipe.seed,
+        move_directory(draft, artifact_path)
+        selection = Selection(
+            target=target.name, budget=budget, percentile=percentile, limit_ms=limit_ms,
+            artifact=str(artifact_path.relative_to(workspace.root)), architecture=str(candidate.architecture),
+            deployment=deployment.name, macs=artifact.manifest.macs, full_macs=full.manifest.macs,
+            predicted=candidate.predicted, measured=measured, full=full_measured,
+            full_deployment=full.manifest.deployment.name, full_beside_ms=beside_ms, tried=len(missed) + 1,
         )  # fmt: skip
+        write_json(record_path, selection.to_dict())
+        workspace.mark_done(stage, key, [artifact_path, record_path])
+        return selection
+    shutil.rmtree(workspace.path(".drafts"), ignore_errors=True)
+    nearest = "; ".join(f"{what}: {value:.3g} ms measured {percentile}" for value, what in sorted(missed)[:3])
+    raise InfeasibleBudgetError(f"no candidate meets {budget} ({budget_ms:.3g} ms); nearest: {nearest}")
 
 
-def _file_name(budget: str) -> str:
-    """``50%`` as part of a path: ``50pct``."""
-    return budget.strip().replace("%", "pct").replace(" ", "")
+def full_artifact(job: Job, target: Target, front: ParetoFront) -> tuple[Artifact, Measured]:
+    """The full network's artifact and what was measured of it on its fastest deployment for `target`.
+
+    It is measured anew for every front, so that a run's comparisons are of one time and machine.
+    """
+    percentile = job.recipe.percentile
+    stage, path = f"full-{target.name}", job.workspace.path("artifacts", target.name, "full")
+    key = content_key(job.supernet_key, front.to_list(), percentile, job.inputs_key)
+    if job.workspace.is_done(stage, key):
+        artifact = open_artifact(path)
+        if artifact.manifest.measured is not None:
+            return artifact, artifact.manifest.measured
+    largest = job.supernet.space.largest
+    fastest = min(job.tables(target), key=lambda table: table.estimate_ms(largest, percentile)).deployment
+    draft = job.workspace.path(".drafts", "full")
+    artifact = export_network(job, target, job.supernet.full, fastest, draft, None)
+    measured = _confirm(job, artifact, artifact, fastest).measured
+    artifact.with_measured(measured)
+    move_directory(draft, path)
+    job.workspace.mark_done(stage, key, [path])
+    job.report(
+        f"full network on {fastest.name}: measured {percentile} {measured.percentile_ms(percentile):.3g} ms, "
+        f"{job.recipe.metric} {measured.metric:.4f} on {measured.n} samples of the report split"
+    )
+    return open_artifact(path), measured
+
+
+def export_network(
+    job: Job, target: Target, architecture: Architecture, deployment: Deployment, directory: Path,
+    predicted: Predicted | None,
+) -> Artifact:  # fmt: skip
+    """The artifact of any architecture of the space, or of the full network, in `directory`."""
+    rows = job.data.search.rows.select(range(min(32, len(job.data.search))))
+    _, samples = next(job.processor.batches(rows, 32))
+    job.report(f"exporting {architecture} for {deployment.name}")
+    return export(
+        job.supernet.extract(architecture), architecture, deployment, job.shape, job.processor, samples, directory,
+        target=target.name, metric=job.recipe.metric, predicted=predicted,
+    )  # fmt: skip
+
+
+def confirmed(job: Job, artifact: Artifact) -> Artifact:
+    """The same artifact after it was measured on the report split and on this machine."""
+    return artifact.with_measured(_confirm(job, artifact, artifact, artifact.manifest.deployment).measured)
+
+
+def _confirm(job: Job, artifact: Artifact, full: Artifact, deployment: Deployment) -> Confirmation:
+    return confirm(
+        artifact.model_file(deployment), full.model_file(deployment), deployment, job.report_split, job.processor,
+        job.prober.inputs(deployment), metric=job.recipe.metric, seed=job.recipe.seed,
+    )  # fmt: skip

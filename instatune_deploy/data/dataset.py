@@ -116,6 +116,8 @@ def _read(source: str, data: DataSection, task: Task) -> Dataset:
         raise
     except Exception as error:  # datasets raises dozens of kinds for an unreadable source
         reason = " ".join(str(error.__cause__ or error).split())
+        if "corresponds to no data" in reason:
+            raise DatasetError(f"{source}: is empty") from None
         raise DatasetError(f"{source}: cannot be read as a dataset: {reason[:300]}") from error
     if isinstance(rows, DatasetDict):
         raise DatasetError(f"{source}: holds the splits {', '.join(rows)}; give the directory of one of them")

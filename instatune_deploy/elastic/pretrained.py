@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
+import torch
 import transformers
+from safetensors import safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils.hub import cached_file
 
 from instatune_deploy.elastic.families import axis_map
 from instatune_deploy.errors import CheckpointError, FamilyError
@@ -66,14 +68,8 @@ def _load(name: str, task: Task, options: dict[str, Any]) -> PreTrainedModel:
     try:
         model, info = AUTO_CLASSES[task].from_pretrained(name, output_loading_info=True, **options)
     except RuntimeError as error:
-        # transformers raises torch's own text for shapes that differ.
-        found = re.search(r"size mismatch for (\S+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]", str(error), re.DOTALL)
-        if found is None:
-            raise CheckpointError(f"{name}: {' '.join(str(error).split())[:300]}") from None
-        head = "" if ".layer" in found[1] else "; for a new head set reset_head: true"
-        raise CheckpointError(
-            f"{name}: tensor {found[1]} has shape ({found[2]}), expected ({found[3]}){head}"
-        ) from None
+        misfit = _first_misfit(name, task, options) or " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{name}: {misfit}") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: {' '.join(str(error).split())[:300]}") from None
     prefix = f"{model.base_model_prefix}."
@@ -83,6 +79,25 @@ def _load(name: str, task: Task, options: dict[str, Any]) -> PreTrainedModel:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
         raise CheckpointError(f"{name}: tensor {lost[0]} is missing, expected shape {shape}{more}")
     return model
+
+
+def _first_misfit(name: str, task: Task, options: dict[str, Any]) -> str | None:
+    """The first tensor of a checkpoint whose shape is not the model's; transformers does not say which it is."""
+    path = cached_file(name, "model.safetensors", _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return None
+    with torch.device("meta"):
+        model = AUTO_CLASSES[task].from_config(AutoConfig.from_pretrained(name, **options))
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    prefix = f"{model.base_model_prefix}."
+    with safe_open(path, framework="pt") as checkpoint:
+        for key in checkpoint.keys():  # noqa: SIM118  it is no mapping
+            own = key if key in expected else prefix + key  # a body that was saved alone has no prefix
+            found = tuple(checkpoint.get_slice(key).get_shape())
+            if own in expected and found != expected[own]:
+                hint = "" if own.startswith(prefix) else "; for a new head set reset_head: true"
+                return f"tensor {own} has shape {found}, expected {expected[own]}{hint}"
+    return None
 
 
 def space_for(config: PretrainedConfig, wanted: str | dict[str, list[int]]) -> SearchSpace:

@@ -36,6 +36,10 @@ class LatencySample:
     converged: bool
     """Whether the confidence interval closed before the time cap."""
 
+    def percentile_ms(self, percentile: str) -> float:
+        """Measured latency at ``p50``, ``p90`` or ``p99``."""
+        return {"p50": self.p50_ms, "p90": self.p90_ms, "p99": self.p99_ms}[percentile]
+
 
 @dataclass(frozen=True)
 class HeldOutError:

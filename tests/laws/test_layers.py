@@ -22,8 +22,10 @@ FLOORS = {
     "workspace": 2,
     "stages": 3,
     "profiling": 4,
-    "pipeline": 5,
-    "faces": 6,
+    "job": 5,
+    "pipeline": 6,
+    "faces": 7,
+    "__main__": 8,
 }
 SAME_FLOOR = {("data", "values"), ("errors", "")}
 DOORS = {

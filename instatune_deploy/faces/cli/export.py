@@ -31,7 +31,7 @@ def export(
         raise UsageError(f"{out} exists already; name a new directory")
     directory = find_run(run)
 
-    from instatune_deploy.pipeline import open_run
+    from instatune_deploy.pipeline import confirmed, export_network, open_run
     from instatune_deploy.values.space import Architecture
 
     job = open_run(directory, progress())
@@ -41,9 +41,9 @@ def export(
         raise UnknownNameError("deployment", deployment, known)
     chosen = known[deployment] if deployment else wanted.deployments[0]
     network = job.supernet.full if architecture == "full" else Architecture.parse(architecture)
-    artifact = job.export(network, chosen, out, wanted.name, None)
+    artifact = export_network(job, wanted, network, chosen, out, None)
     if confirm:
-        artifact = job.confirmed(artifact)
+        artifact = confirmed(job, artifact)
     measured = artifact.manifest.measured
     found = {"artifact": str(out), "architecture": str(network), "macs": artifact.manifest.macs}
     if as_json:

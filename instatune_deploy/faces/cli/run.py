@@ -30,11 +30,12 @@ def run(
 
     from instatune_deploy import pipeline
     from instatune_deploy.faces.tables import print_selections
+    from instatune_deploy.job import Job
     from instatune_deploy.workspace import Workspace
 
     workspace = Workspace(directory)
     if dry_run:
-        plan = pipeline.Job(checked, workspace, progress()).plan()
+        plan = Job(checked, workspace, progress()).plan()
         emit({"run": str(directory), "plan": plan}) if as_json else typer.echo("\n".join(plan))
         return
     selections = pipeline.run(checked, workspace, progress())

@@ -36,12 +36,13 @@ def select(
 
     from instatune_deploy.faces.tables import print_selections
     from instatune_deploy.pipeline import open_run
+    from instatune_deploy.pipeline import select as select_network
 
     job = open_run(directory, progress())
     if percentile is not None:
         job.recipe = job.recipe.model_copy(update={"percentile": percentile})
     wanted = job.target(target or next(iter(job.recipe.targets)))
-    selection = job.select(wanted, job.search(wanted, job.tables(wanted)), latency_budget)
+    selection = select_network(job, wanted, job.search(wanted, job.tables(wanted)), latency_budget)
     if as_json:
         emit(selection.to_dict())
     else:

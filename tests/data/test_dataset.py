@@ -1,0 +1,180 @@
+"""Rows in, splits out; what is wrong with rows is said with their number."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, Features, Value
+from PIL import Image
+from transformers import ViTImageProcessor
+
+from instatune_deploy.data.dataset import open_report_split, open_task_data
+from instatune_deploy.data.metrics import score
+from instatune_deploy.data.processor import Processor
+from instatune_deploy.errors import CheckpointError, DatasetError, UnknownNameError
+from instatune_deploy.values.recipe import DataSection
+from tests.helpers import write_text_data, write_text_model
+
+TEXT = "text-classification"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Processor:
+    return Processor(str(write_text_model(tmp_path_factory.mktemp("m") / "model")), TEXT, 16)
+
+
+def section(path: Path, **changes: Any) -> DataSection:
+    return DataSection(**{"train": str(path), "search_rows": 20, "report_rows": 10, **changes})
+
+
+def write(path: Path, rows: dict[str, list[Any]]) -> Path:
+    Dataset.from_dict(rows).to_parquet(path)
+    return path
+
+
+def numbered(path: Path, n: int = 60) -> Path:
+    return write(
+        path, {"text": [f"good film {i}" for i in range(n)], "label": [i % 2 for i in range(n)], "id": list(range(n))}
+    )
+
+
+def test_splits_are_disjoint_complete_and_fixed_by_the_seed(tmp_path: Path, tokenizer: Processor) -> None:
+    words = ["good", "bad", "film", "plot"]
+    texts = [" ".join(combination) for combination in itertools.islice(itertools.product(words, repeat=4), 60)]
+    path = write(tmp_path / "t.parquet", {"text": texts, "label": [i % 2 for i in range(60)]})
+    parts = []
+    for _ in range(2):
+        data = open_task_data(section(path), TEXT, tokenizer, seed=3)
+        report = open_report_split(section(path), TEXT, tokenizer, seed=3)
+        parts.append([{tuple(ids) for ids in split.rows["input_ids"]} for split in (data.train, data.search, report)])
+    assert parts[0] == parts[1]
+    assert [len(part) for part in parts[0]] == [30, 20, 10]
+    assert set().union(*parts[0]) == {tuple(ids) for ids in tokenizer.encode_texts(texts)["input_ids"]}
+    other = open_task_data(section(path), TEXT, tokenizer, seed=4)
+    assert {tuple(ids) for ids in other.search.rows["input_ids"]} != parts[0][1]
+
+
+def test_without_shuffling_the_last_rows_are_kept_aside(tmp_path: Path, tokenizer: Processor) -> None:
+    labels = [0] * 25 + [1] * 5 + [0] * 20 + [1] * 10
+    path = write(tmp_path / "t.parquet", {"text": ["film"] * 60, "label": labels})
+    data = open_task_data(section(path, shuffle=False), TEXT, tokenizer, seed=0)
+    report = open_report_split(section(path, shuffle=False), TEXT, tokenizer, seed=0)
+    assert data.train.labels.tolist() == labels[:30]
+    assert data.search.labels.tolist() == labels[30:50]
+    assert report.labels.tolist() == labels[50:]
+
+
+def test_csv_json_lines_and_saved_directories_give_the_same_rows(tmp_path: Path, tokenizer: Processor) -> None:
+    parquet = write_text_data(tmp_path / "t.parquet", 60, seed=0)
+    rows = Dataset.from_parquet(str(parquet))
+    rows.to_csv(tmp_path / "t.csv")
+    rows.to_json(tmp_path / "t.jsonl")
+    rows.save_to_disk(tmp_path / "saved")
+    found = [
+        open_task_data(section(tmp_path / name), TEXT, tokenizer, seed=0).train.rows["input_ids"][:]
+        for name in ("t.parquet", "t.csv", "t.jsonl", "saved")
+    ]
+    assert all(part == found[0] for part in found)
+
+
+def test_class_names_become_indices(tmp_path: Path, tokenizer: Processor) -> None:
+    names = write(tmp_path / "names.parquet", {"text": ["film"] * 60, "label": ["pos", "neg"] * 30})
+    data = open_task_data(section(names), TEXT, tokenizer, seed=0)
+    assert data.classes == ("neg", "pos")
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes", "maybe"])})
+    Dataset.from_dict({"text": ["film"] * 60, "label": [0, 1] * 30}, features).save_to_disk(tmp_path / "typed")
+    assert open_task_data(section(tmp_path / "typed"), TEXT, tokenizer, seed=0).classes == ("no", "yes", "maybe")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"text": [], "label": []}, "is empty"),
+        ({"sentence": ["film"] * 60, "label": [0, 1] * 30}, "has no column 'text'; its columns: sentence, label"),
+        ({"text": ["film"] * 60, "y": [0, 1] * 30}, "has no column 'label'; its columns: text, y"),
+        ({"text": ["film"] * 60, "label": [1] * 60}, "all 30 training rows have the same label"),
+        ({"text": ["film"] * 60, "label": [0.5, 1.5] * 30}, "holds neither whole numbers nor class names"),
+        ({"text": ["film"] * 60, "label": [0, 1, -1] * 20}, "label -1 is not one of the 2 training classes"),
+        ({"text": ["film"] * 60, "label": [0, 1, None] * 20}, "label None is not one of the 2 training classes"),
+        ({"text": ["film", None] * 30, "label": [0, 1] * 30}, "text is None, not a text"),
+        ({"text": ["film"] * 25, "label": [0, 1] * 12 + [0]}, "25 rows are too few to keep 30 aside"),
+    ],
+)
+def test_unusable_rows_are_refused_with_the_reason(
+    tmp_path: Path, tokenizer: Processor, rows: dict[str, list[Any]], message: str
+) -> None:
+    path = write(tmp_path / "t.parquet", rows)
+    with pytest.raises(DatasetError, match=message):
+        open_task_data(section(path), TEXT, tokenizer, seed=0)
+
+
+def test_a_report_label_that_training_does_not_know_is_refused(tmp_path: Path, tokenizer: Processor) -> None:
+    train = write_text_data(tmp_path / "t.parquet", 60, seed=0)
+    report = write(tmp_path / "r.parquet", {"text": ["film"] * 3, "label": [0, 1, 2]})
+    with pytest.raises(DatasetError, match="report split, row 2: label 2 is not one of the 2 training classes"):
+        open_report_split(section(train, report=str(report)), TEXT, tokenizer, seed=0)
+
+
+def test_sources_that_are_not_there_or_not_data(tmp_path: Path, tokenizer: Processor) -> None:
+    with pytest.raises(DatasetError, match="no such file or directory"):
+        open_task_data(section(tmp_path / "none.parquet"), TEXT, tokenizer, seed=0)
+    (tmp_path / "bad.parquet").write_bytes(b"these are no rows")
+    with pytest.raises(DatasetError, match=r"bad\.parquet: cannot be read as a dataset"):
+        open_task_data(section(tmp_path / "bad.parquet"), TEXT, tokenizer, seed=0)
+
+
+def test_text_batches_hold_every_row_once_with_little_padding(tmp_path: Path, tokenizer: Processor) -> None:
+    split = open_task_data(section(write_text_data(tmp_path / "t.parquet", 90, seed=0)), TEXT, tokenizer, seed=0).train
+    seen = []
+    for numbers, inputs in tokenizer.batches(split.rows, 16):
+        seen += numbers.tolist()
+        assert set(inputs) == {"input_ids", "attention_mask", "token_type_ids"}
+        for number, ids, mask in zip(numbers, inputs["input_ids"], inputs["attention_mask"], strict=True):
+            assert ids[mask == 1].tolist() == split.rows[int(number)]["input_ids"]
+        assert inputs["attention_mask"].sum(axis=1).max() == inputs["input_ids"].shape[1]
+    assert sorted(seen) == list(range(len(split)))
+
+
+def _png(value: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((8, 8), value, dtype=np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_images_come_as_bytes_or_arrays(tmp_path: Path) -> None:
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path / "model")
+    processor = Processor(str(tmp_path / "model"), "image-classification", 1)
+    as_bytes = write(tmp_path / "b.parquet", {"image": [_png(4 * i) for i in range(60)], "label": [0, 1] * 30})
+    arrays = [[[4 * i] * 8] * 8 for i in range(60)]
+    as_arrays = write(tmp_path / "a.parquet", {"image": arrays, "label": [0, 1] * 30})
+    found = []
+    for path in (as_bytes, as_arrays):
+        split = open_task_data(section(path), "image-classification", processor, seed=0).search
+        numbers, inputs = next(processor.batches(split.rows, 20))
+        assert numbers.tolist() == list(range(20))
+        assert inputs["pixel_values"].shape == (20, 3, 8, 8)
+        found.append(inputs["pixel_values"])
+    assert np.array_equal(found[0], found[1])
+    broken = write(tmp_path / "c.parquet", {"image": [b"no image"] * 60, "label": [0, 1] * 30})
+    split = open_task_data(section(broken), "image-classification", processor, seed=0).search
+    with pytest.raises(DatasetError, match="an image cannot be decoded"):
+        split.rows[0]
+
+
+def test_a_model_without_a_processor_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no tokenizer can be loaded"):
+        Processor(str(tmp_path), TEXT, 16)
+
+
+def test_metrics() -> None:
+    labels, logits = np.array([0, 1, 1, 0]), np.array([[2, 1], [0, 1], [3, 1], [1, 0]])
+    assert score("accuracy", labels, logits) == 0.75
+    assert score("f1", labels, logits) == pytest.approx((0.8 + 2 / 3) / 2)
+    assert score("matthews", labels, logits) == pytest.approx(0.57735, abs=1e-5)
+    with pytest.raises(UnknownNameError, match="did you mean 'accuracy'"):
+        score("acuracy", labels, logits)

@@ -1,0 +1,139 @@
+"""Checkpoints of users: what fits is loaded, what does not is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+
+from instatune_deploy.elastic.pretrained import load_config, load_pretrained, space_for
+from instatune_deploy.elastic.subnetwork import load_subnetwork
+from instatune_deploy.elastic.supernet import Supernet
+from instatune_deploy.errors import CheckpointError, FamilyError, SpaceError, UnknownNameError
+from instatune_deploy.values.space import SearchSpace
+from tests.helpers import make_family
+
+TASK = "text-classification"
+CLASSES = ("0", "1", "2")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    make_family("bert").model.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def edit(directory: Path, **changes: torch.Tensor | None) -> None:
+    """Replace tensors of a checkpoint, or drop those given as None; dots are written as two underscores."""
+    path = directory / "model.safetensors"
+    state = load_file(path)
+    for name, tensor in changes.items():
+        key = name.replace("__", ".")
+        assert key in state
+        if tensor is None:
+            del state[key]
+        else:
+            state[key] = tensor
+    save_file(state, path, metadata={"format": "pt"})
+
+
+@torch.inference_mode()
+def test_a_fine_tuned_checkpoint_is_loaded_whole(checkpoint: Path) -> None:
+    family = make_family("bert")
+    found = load_pretrained(str(checkpoint), TASK, CLASSES, reset_head=False, seed=0).eval()
+    assert torch.equal(found(**family.inputs).logits, family.model(**family.inputs).logits)
+
+
+def test_a_missing_head_is_initialised_by_the_seed(tmp_path: Path) -> None:
+    config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    BertModel(config).save_pretrained(tmp_path)
+    heads = [
+        load_pretrained(str(tmp_path), TASK, CLASSES, reset_head=False, seed=seed).classifier.weight
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_a_head_for_other_classes_is_refused_unless_it_is_to_be_new(checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"tensor classifier\.\w+ has shape \(3.*expected \(2.*reset_head: true"):
+        load_pretrained(str(checkpoint), TASK, ("a", "b"), reset_head=False, seed=0)
+    found = load_pretrained(str(checkpoint), TASK, ("a", "b"), reset_head=True, seed=0)
+    assert found.classifier.out_features == 2
+    assert found.config.id2label == {0: "a", 1: "b"}
+    original = make_family("bert").model
+    for name, tensor in found.bert.state_dict().items():
+        assert torch.equal(tensor, original.bert.state_dict()[name]), name
+
+
+def test_a_tensor_of_another_shape_is_named(checkpoint: Path) -> None:
+    edit(checkpoint, bert__encoder__layer__1__output__dense__weight=torch.zeros(32, 40))
+    with pytest.raises(
+        CheckpointError,
+        match=r"bert\.encoder\.layer\.1\.output\.dense\.weight has shape \(32, 40\), expected \(32, 48\)",
+    ):
+        load_pretrained(str(checkpoint), TASK, CLASSES, reset_head=False, seed=0)
+
+
+def test_a_missing_tensor_of_the_body_is_named_not_initialised(checkpoint: Path) -> None:
+    edit(checkpoint, bert__encoder__layer__2__attention__self__query__weight=None)
+    with pytest.raises(
+        CheckpointError, match=r"layer\.2\.attention\.self\.query\.weight is missing, expected.*\(32, 32\)"
+    ):
+        load_pretrained(str(checkpoint), TASK, CLASSES, reset_head=False, seed=0)
+
+
+def test_an_unsupported_family_names_the_supported_ones(tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=20)).save_pretrained(tmp_path)
+    with pytest.raises(FamilyError, match=r"'gpt2' has no axis map; supported families: bert, vit"):
+        load_config(str(tmp_path))
+
+
+def test_no_model_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no model can be loaded"):
+        load_config(str(tmp_path))
+
+
+def test_a_model_for_another_task_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(FamilyError, match="a bert model cannot do image-classification"):
+        load_pretrained(str(checkpoint), "image-classification", CLASSES, reset_head=False, seed=0)
+
+
+def test_spaces_scale_with_the_model_and_must_fit_it() -> None:
+    config = BertConfig(num_hidden_layers=6, num_attention_heads=12, hidden_size=384, intermediate_size=1536)
+    space = space_for(config, "paper")
+    assert space.depths == (3, 4, 5, 6)
+    assert space.head_choices == (6, 8, 10, 12)
+    assert space.ffn_choices == (512, 1024, 1536)
+    assert space_for(config, "bert-base") == space
+    with pytest.raises(UnknownNameError, match="did you mean 'bert-base'"):
+        space_for(config, "bert_base")
+    model = make_family("bert").model
+    with pytest.raises(SpaceError, match="the space has 8 heads, but the model only 4"):
+        Supernet(model, SearchSpace.homogeneous(4, [4], [8], [48]))
+    with pytest.raises(SpaceError, match="the space has 96 MLP neurons, but the model only 48"):
+        Supernet(model, SearchSpace.homogeneous(4, [4], [4], [96]))
+    with pytest.raises(SpaceError, match="the space has 5 layers, but the model only 4"):
+        Supernet(model, SearchSpace.homogeneous(5, [4], [4], [48]))
+
+
+def test_a_damaged_subnetwork_is_refused_by_name(tmp_path: Path) -> None:
+    family = make_family("bert")
+    supernet = Supernet(family.model, family.space)
+    supernet.extract(family.space.smallest).save_pretrained(tmp_path)
+    edit(tmp_path, bert__encoder__layer__0__intermediate__dense__weight=torch.zeros(7, 32))
+    with pytest.raises(
+        CheckpointError, match=r"layer\.0\.intermediate\.dense\.weight has shape \(7, 32\), expected \(16, 32\)"
+    ):
+        load_subnetwork(tmp_path)
+    edit(tmp_path, bert__encoder__layer__0__intermediate__dense__weight=None)
+    with pytest.raises(CheckpointError, match=r"layer\.0\.intermediate\.dense\.weight is missing"):
+        load_subnetwork(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not safetensors at all")
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        load_subnetwork(tmp_path)
+    with pytest.raises(CheckpointError):
+        load_subnetwork(tmp_path / "nowhere")

@@ -1,0 +1,242 @@
+"""The whole job on a tiny model, through the command line, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from instatune_deploy.values.front import ParetoFront
+from instatune_deploy.values.manifest import sha256_file
+from instatune_deploy.values.selection import Selection
+from tests.helpers import write_project
+
+COMMAND = [sys.executable, "-m", "instatune_deploy"]
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def call(directory: Path, *arguments: str) -> Result:
+    found = subprocess.run(
+        [*COMMAND, *arguments], cwd=directory, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert "Traceback" not in found.stderr, found.stderr
+    return Result(found.returncode, found.stdout, found.stderr)
+
+
+def kill_at(directory: Path, moment: str, *arguments: str) -> None:
+    """Start the command and kill it (SIGKILL) when it prints `moment`."""
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], cwd=directory, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if moment in line:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            return
+    raise AssertionError(f"{moment!r} was never printed:\n{''.join(lines)}")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("project")
+    write_project(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def run(project: Path) -> Path:
+    """A finished run."""
+    found = call(project, "run", "recipe.yaml", "--json")
+    assert found.code == 0, found.err
+    selections = found.json["selections"]
+    assert len(selections) == 1
+    return project / "runs" / "tiny"
+
+
+def test_a_run_ends_with_an_artifact_that_keeps_to_its_budget(run: Path) -> None:
+    selection = Selection.from_dict(json.loads((run / "result.json").read_text())[0])
+    assert selection.measured.p50_ms <= selection.limit_ms
+    assert selection.measured.n == selection.full.n == 100
+    assert selection.measured.metric > 0.7  # the data can be learnt: chance is 0.5
+    manifest = json.loads((run / selection.artifact / "instatune.json").read_text())
+    assert manifest["measured"]["p50_ms"] == selection.measured.p50_ms
+    assert manifest["architecture"] == selection.architecture
+    assert set(manifest["parity"]) == {"model.onnx", "openvino_model.xml"}
+    names = {
+        "config.json",
+        "model.onnx",
+        "openvino_model.xml",
+        "openvino_model.bin",
+        "tokenizer.json",
+        "model.safetensors",
+    }
+    assert names <= set(manifest["files"])
+    for name, digest in manifest["files"].items():
+        assert sha256_file(run / selection.artifact / name) == digest
+
+
+def test_a_run_leaves_what_the_design_names_and_no_drafts(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert {
+        "recipe.yaml",
+        "supernet",
+        "teacher",
+        "evaluations.jsonl",
+        "predictor",
+        "tables",
+        "fronts",
+        "artifacts",
+    } <= names
+    leftovers = [path for path in run.rglob("*") if path.name in (".drafts", ".checkpoints") and any(path.iterdir())]
+    assert leftovers == []
+
+
+def test_the_front_has_no_dominated_member(run: Path) -> None:
+    front = ParetoFront.from_list(json.loads((run / "fronts" / "cpu-test-p50.json").read_text())["front"])
+    assert ParetoFront.of(front.candidates) == front
+    assert len(front.candidates) > 1
+
+
+def test_a_second_run_reuses_everything(project: Path, run: Path) -> None:
+    before = {path: sha256_file(path) for path in run.rglob("*") if path.is_file()}
+    found = call(project, "run", "recipe.yaml")
+    assert found.code == 0
+    for stage in ("super-network", "front of cpu-test", "artifact for p50 90% on cpu-test"):
+        assert f"{stage}: reused" in found.err
+    assert "step" not in found.err
+    assert "selected" in found.out
+    assert {path: sha256_file(path) for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_the_artifact_runs_in_plain_runtimes_and_predicts_what_the_supernet_predicts(run: Path) -> None:
+    import onnxruntime
+    import openvino
+    import torch
+    from transformers import AutoTokenizer
+
+    from instatune_deploy.elastic.subnetwork import load_subnetwork
+    from instatune_deploy.elastic.supernet import load_supernet
+    from instatune_deploy.values.space import Architecture
+
+    selection = json.loads((run / "result.json").read_text())[0]
+    directory = run / selection["artifact"]
+    tokens = AutoTokenizer.from_pretrained(directory)(
+        ["a good film", "bad bad plot very"], padding=True, return_tensors="pt"
+    )
+    supernet = load_supernet(run / "supernet")
+    with torch.inference_mode():
+        expected = supernet(dict(tokens), [Architecture.parse(selection["architecture"])])[0].logits.numpy()
+        assert np.abs(load_subnetwork(directory)(**tokens).logits.numpy() - expected).max() <= 1e-5
+    inputs = {name: value.numpy() for name, value in tokens.items()}
+    session = onnxruntime.InferenceSession(directory / "model.onnx", providers=["CPUExecutionProvider"])
+    assert np.abs(session.run(None, inputs)[0] - expected).max() <= 1e-4
+    compiled = openvino.Core().compile_model(
+        directory / "openvino_model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    assert np.abs(compiled(inputs)[0] - expected).max() <= 1e-4
+
+
+def test_select_meets_an_absolute_budget_or_says_what_is_nearest(project: Path, run: Path) -> None:
+    full = json.loads((run / "result.json").read_text())[0]["full"]
+    found = call(project, "select", "--latency-budget", f"{2 * full['p50_ms']}ms", "--json")
+    assert found.code == 0, found.err
+    assert found.json["measured"]["p50_ms"] <= 2 * full["p50_ms"]
+    nothing = call(project, "select", "--latency-budget", "0.0001ms", "--json")
+    assert nothing.code == 3
+    assert nothing.err.strip().splitlines()[-1].startswith("error: nothing is predicted to meet 0.0001 ms; nearest: ")
+    assert nothing.err.count("predicted p50") == min(3, nothing.err.count("predicted p50"))
+    assert nothing.out == ""
+
+
+def test_search_prints_the_front(project: Path, run: Path) -> None:
+    found = call(project, "search", "--run", str(run), "--json")
+    assert found.code == 0
+    latencies = [entry["predicted"]["latency_ms"] for entry in found.json["front"]]
+    assert latencies == sorted(latencies)
+
+
+def test_export_writes_any_network_once(project: Path, run: Path) -> None:
+    arguments = (
+        "export",
+        "--architecture",
+        "2L[2-16 4-64]",
+        "--deployment",
+        "ov-fp32-1t",
+        "--out",
+        "mine",
+        "--no-confirm",
+    )
+    found = call(project, *arguments, "--json")
+    assert found.code == 0, found.err
+    assert (project / "mine" / "model.onnx").is_file()
+    before = sha256_file(project / "mine" / "instatune.json")
+    again = call(project, *arguments)
+    assert again.code == 2
+    assert "mine exists already" in again.err
+    assert sha256_file(project / "mine" / "instatune.json") == before
+    outside = call(project, "export", "--architecture", "2L[3-16 4-64]", "--out", "other")
+    assert outside.code == 2
+    assert "is not in the space" in outside.err
+    assert not (project / "other").exists()
+
+
+def test_another_target_trains_and_evaluates_nothing(project: Path, run: Path) -> None:
+    target = yaml.safe_load((project / "targets" / "cpu-test.yaml").read_text())
+    other = {**target, "name": "cpu-other", "deployments": [{"runtime": "onnxruntime"}]}
+    (project / "targets" / "cpu-other.yaml").write_text(yaml.safe_dump(other))
+    before = (run / "evaluations.jsonl").read_bytes()
+    found = call(project, "search", "--target", "cpu-other", "--json")
+    assert found.code == 0, found.err
+    assert "super-network: reused" in found.err
+    assert (run / "evaluations.jsonl").read_bytes() == before
+    assert {entry["deployment"]["runtime"] for entry in found.json["front"]} == {"onnxruntime"}
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [("step 9/", "elastic fine-tuning", "latency table"), ("importance of", "search round 1", "exporting")],
+    ids=["early", "late"],
+)
+def test_killed_and_resumed_equals_not_killed(
+    project: Path, run: Path, tmp_path: Path, moments: tuple[str, ...]
+) -> None:
+    cut = tmp_path / "cut"
+    # Latencies differ from one measurement to the next, so both runs read the same tables.
+    (project / "latency_tables").mkdir(exist_ok=True)
+    subprocess.run(["cp", "-r", *map(str, (run / "tables").iterdir()), str(project / "latency_tables")], check=True)
+    for moment in moments:
+        kill_at(project, moment, "run", "recipe.yaml", "--out", str(cut))
+    found = call(project, "run", "recipe.yaml", "--out", str(cut))
+    assert found.code == 0, found.err
+    for name in (
+        "teacher/model.safetensors",
+        "supernet/model.safetensors",
+        "supernet/search_space.json",
+        "fronts/cpu-test-p50.json",
+    ):
+        assert sha256_file(cut / name) == sha256_file(run / name), name
+    assert (cut / "evaluations.jsonl").read_text() == (run / "evaluations.jsonl").read_text()
+    for path in (run / "predictor").iterdir():
+        assert (cut / "predictor" / path.name).read_bytes() == path.read_bytes()

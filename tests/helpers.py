@@ -1,0 +1,144 @@
+"""Small real models and data that the tests make themselves."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from datasets import Dataset
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from instatune_deploy.values.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tiny model of one family with random weights, inputs for it, and a space of its sub-networks."""
+
+    model: PreTrainedModel
+    inputs: dict[str, torch.Tensor]
+    space: SearchSpace
+
+
+def _bert() -> Family:
+    config = BertConfig(
+        vocab_size=100, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=32, num_labels=3,
+    )  # fmt: skip
+    ids = torch.randint(5, 100, (3, 10))
+    mask = torch.ones_like(ids)
+    mask[1, 6:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    return Family(BertForSequenceClassification(config), inputs, _space())
+
+
+def _vit() -> Family:
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48, image_size=16, patch_size=4,
+        num_labels=3,
+    )  # fmt: skip
+    return Family(ViTForImageClassification(config), {"pixel_values": torch.randn(3, 3, 16, 16)}, _space())
+
+
+def _space() -> SearchSpace:
+    """Layers whose choices differ, and a drop order that is not "the last first"."""
+    return SearchSpace((2, 3, 4), ((1, 2, 4), (2, 4), (1, 3, 4), (4,)), ((16, 48), (8, 24, 48), (48,), (5, 48)), (1, 3))
+
+
+#: One row a family; the laws run over all of them.
+FAMILIES = {"bert": _bert, "vit": _vit}
+
+
+def make_family(name: str) -> Family:
+    torch.manual_seed(0)
+    family = FAMILIES[name]()
+    # Freshly initialised biases and layer norms are zeros and ones, which would hide a slice that is missing.
+    with torch.no_grad():
+        for parameter in family.model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    family.model.eval()
+    return family
+
+
+WORDS = {
+    1: ["good", "great", "fine", "happy"],
+    0: ["bad", "awful", "poor", "sad"],
+    None: ["film", "plot", "cast", "very"],
+}
+
+
+def write_text_data(path: Path, rows: int, seed: int) -> Path:
+    """Sentences whose label is which of two kinds of words there are more of."""
+    rng = random.Random(seed)
+    sentences, labels = [], []
+    for _ in range(rows):
+        label = rng.randrange(2)
+        words = [rng.choice(WORDS[label]) for _ in range(2)] + [rng.choice(WORDS[1 - label])]
+        words += [rng.choice(WORDS[None]) for _ in range(rng.randrange(1, 5))]
+        rng.shuffle(words)
+        sentences.append(" ".join(words))
+        labels.append(label)
+    Dataset.from_dict({"text": sentences, "label": labels}).to_parquet(path)
+    return path
+
+
+def write_text_model(directory: Path) -> Path:
+    """A BERT of 3 layers with random weights and a tokenizer of few words."""
+    directory.mkdir(parents=True)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(word for kind in WORDS.values() for word in kind)]
+    (directory / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    BertTokenizerFast(vocab_file=str(directory / "vocab.txt"), model_max_length=16).save_pretrained(directory)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=16, num_labels=2,
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(directory)
+    return directory
+
+
+TARGET = {
+    "name": "cpu-test",
+    "description": "any CPU",
+    "device": "cpu",
+    "deployments": [{"runtime": "onnxruntime"}, {"runtime": "openvino"}],
+}
+
+
+def write_project(directory: Path) -> Path:
+    """Model, data, target and recipe of a job that takes a minute; returns the recipe."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_text_model(directory / "model")
+    write_text_data(directory / "train.parquet", 400, seed=1)
+    write_text_data(directory / "report.parquet", 100, seed=2)
+    (directory / "targets").mkdir()
+    (directory / "targets" / "cpu-test.yaml").write_text(yaml.safe_dump(TARGET), encoding="utf-8")
+    recipe = {
+        "name": "tiny",
+        "model": "./model",
+        "task": "text-classification",
+        "data": {
+            "train": "./train.parquet", "report": "./report.parquet", "search_rows": 100, "sequence_length": 16,
+        },
+        "space": {"depths": [1, 2, 3], "heads": [2, 4], "ffn": [16, 64]},
+        "finetune": {
+            "teacher": {"epochs": 2, "learning_rate": 3.0e-3}, "epochs": 2, "learning_rate": 2.0e-3, "gamma": "on",
+            "importance_rows": 64,
+        },
+        "search": {"warm_start": 8, "rounds": 2, "batch": 4, "population": 20, "generations": 5},
+        "profile": {"heldout": 3, "seconds": 3},
+        "targets": {"cpu-test": ["90%"]},
+    }  # fmt: skip
+    path = directory / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return path

@@ -1,0 +1,181 @@
+"""The laws of sub-networks, for every family."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from instatune_deploy.device.lowering.macs import count_macs_onnx
+from instatune_deploy.device.lowering.onnx import export_onnx
+from instatune_deploy.device.lowering.openvino import to_openvino
+from instatune_deploy.device.runtimes.base import get_runtime
+from instatune_deploy.elastic.families import supported_families
+from instatune_deploy.elastic.importance import first_order_importance, layer_drop_order, sort_by_importance
+from instatune_deploy.elastic.subnetwork import load_subnetwork
+from instatune_deploy.elastic.supernet import Supernet, load_supernet, save_supernet
+from instatune_deploy.values.macs import count_macs, count_parameters
+from instatune_deploy.values.space import SearchSpace
+from instatune_deploy.values.target import Deployment
+from tests.helpers import FAMILIES, Family, make_family
+
+pytestmark = pytest.mark.parametrize("name", list(FAMILIES))
+
+
+@pytest.fixture
+def family(name: str) -> Family:
+    return make_family(name)
+
+
+@pytest.fixture
+def supernet(family: Family) -> Supernet:
+    return Supernet(family.model, family.space).eval()
+
+
+def test_the_laws_cover_every_family(name: str) -> None:
+    assert set(FAMILIES) == set(supported_families())
+
+
+@torch.inference_mode()
+def test_a_forward_in_the_supernet_equals_the_extracted_network(name: str) -> None:
+    family = make_family(name)
+    supernet = Supernet(family.model, family.space).eval()
+
+    @hypothesis_settings(max_examples=25)
+    @given(st.integers(0, 10**6))
+    def law(seed: int) -> None:
+        architecture = family.space.sample_one(random.Random(seed))
+        inside = supernet(family.inputs, [architecture])[0].logits
+        outside = supernet.extract(architecture)(**family.inputs).logits
+        assert torch.allclose(inside, outside, atol=1e-5, rtol=0)
+
+    law()
+
+
+@torch.inference_mode()
+def test_the_largest_network_is_the_pretrained_model(family: Family, supernet: Supernet) -> None:
+    expected = family.model(**family.inputs).logits
+    assert torch.equal(supernet(family.inputs, [supernet.full])[0].logits, expected)
+    assert torch.equal(supernet(family.inputs, [family.space.largest])[0].logits, expected)
+    assert torch.equal(supernet.extract(supernet.full)(**family.inputs).logits, expected)
+
+
+@torch.inference_mode()
+def test_running_subnetworks_leaves_the_full_network_as_it_was(family: Family, supernet: Supernet) -> None:
+    expected = family.model(**family.inputs).logits
+    names = list(family.model.state_dict())
+    first, again = (supernet(family.inputs, [family.space.smallest, supernet.full])[0].logits for _ in range(2))
+    assert torch.equal(first, again)
+    broken = {key: value[..., None, None] for key, value in family.inputs.items()}
+    with pytest.raises((TypeError, ValueError, RuntimeError, IndexError)):
+        supernet(broken, [family.space.smallest])
+    assert torch.equal(family.model(**family.inputs).logits, expected)
+    assert list(family.model.state_dict()) == names
+
+
+def test_subnetworks_are_views_and_gradients_land_in_the_shared_weights(family: Family, supernet: Supernet) -> None:
+    smallest = family.space.smallest
+    storages = {parameter.untyped_storage().data_ptr() for parameter in family.model.parameters()}
+    assert {view.untyped_storage().data_ptr() for view in supernet.views(smallest).values()} <= storages
+    supernet(family.inputs, [smallest])[0].logits.sum().backward()
+    kept = family.space.kept_layers(smallest.depth)
+    for index, layer in enumerate(supernet.layers):
+        gradient = layer.intermediate.dense.weight.grad
+        if index not in kept:
+            assert gradient is None
+            continue
+        width = smallest.layers[kept.index(index)].ffn
+        assert gradient[:width].abs().sum() > 0
+        assert gradient[width:].abs().sum() == 0
+
+
+def test_sorting_changes_no_output_and_puts_important_units_first(family: Family) -> None:
+    model, supernet = family.model, Supernet(family.model, family.space)
+    labelled = {**family.inputs, "labels": torch.tensor([0, 1, 2])}
+    expected = model(**family.inputs).logits.detach()
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    before = first_order_importance(supernet, [labelled])
+    sort_by_importance(supernet, before)
+    after = first_order_importance(supernet, [labelled])
+    assert torch.allclose(model(**family.inputs).logits, expected, atol=1e-5)
+    assert any(not torch.equal(old, new) for old, new in zip(weights, model.parameters(), strict=True))
+    for unsorted, found in zip((*before.heads, *before.ffn), (*after.heads, *after.ffn), strict=True):
+        assert torch.allclose(found, unsorted.sort(descending=True).values, atol=1e-4)
+
+
+def test_the_layer_whose_absence_costs_least_goes_first(family: Family) -> None:
+    space = SearchSpace.homogeneous(4, [2, 3, 4], [4], [48])
+    supernet = Supernet(family.model, space)
+    labelled = {**family.inputs, "labels": torch.tensor([0, 1, 2])}
+    order = layer_drop_order(supernet, [labelled])
+
+    def loss_without(*dropped: int) -> float:
+        rest = [i for i in range(4) if i not in dropped]
+        alone = Supernet(family.model, SearchSpace((4 - len(dropped),), ((4,),) * 4, ((48,),) * 4, (*dropped, *rest)))
+        with torch.inference_mode():
+            return float(alone.eval()(labelled, [alone.space.largest])[0].loss)
+
+    first = {i: loss_without(i) for i in range(4)}
+    second = {i: loss_without(order[0], i) for i in range(4) if i != order[0]}
+    assert order[0] == min(first, key=first.__getitem__)
+    assert order[1] == min(second, key=second.__getitem__)
+    assert sorted(order) == [0, 1, 2, 3]
+
+
+@torch.inference_mode()
+def test_a_saved_subnetwork_is_the_same_in_a_fresh_process_and_in_both_runtimes(
+    family: Family, supernet: Supernet, tmp_path: Path
+) -> None:
+    architecture = family.space.sample(5, seed=3)[-1]
+    network = supernet.extract(architecture)
+    expected = network(**family.inputs).logits.numpy()
+    network.save_pretrained(tmp_path)
+    arrays = {key: value.numpy() for key, value in family.inputs.items()}
+    np.savez(tmp_path / "inputs.npz", **arrays)
+    script = (
+        "import sys, numpy, torch, pathlib\n"
+        "from instatune_deploy.elastic.subnetwork import load_subnetwork\n"
+        "d = pathlib.Path(sys.argv[1])\n"
+        "x = {k: torch.from_numpy(v) for k, v in numpy.load(d / 'inputs.npz').items()}\n"
+        "with torch.inference_mode(): numpy.save(d / 'found.npy', load_subnetwork(d)(**x).logits.numpy())\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+    assert np.abs(np.load(tmp_path / "found.npy") - expected).max() <= 1e-6
+    assert sorted(load_subnetwork(tmp_path).state_dict()) == sorted(network.state_dict())
+    export_onnx(network, family.inputs, tmp_path / "model.onnx")
+    to_openvino(tmp_path / "model.onnx", tmp_path / "openvino_model.xml")
+    for name in ("onnxruntime", "openvino"):
+        runtime = get_runtime(name)
+        session = runtime.load(tmp_path / runtime.model_file, Deployment(name))
+        assert np.abs(session.run(arrays) - expected).max() <= 1e-4
+        session.close()
+
+
+def test_closed_form_macs_and_parameters_are_those_of_the_exported_graph(
+    family: Family, supernet: Supernet, tmp_path: Path
+) -> None:
+    shape = supernet.shape(tokens=10)
+    shapes = {name: (1, *value.shape[1:]) for name, value in family.inputs.items()}
+    for number, architecture in enumerate([family.space.smallest, family.space.largest]):
+        network = supernet.extract(architecture)
+        path = tmp_path / f"{number}.onnx"
+        export_onnx(network, family.inputs, path)
+        assert count_macs_onnx(path, shapes) == count_macs(shape, architecture)
+        assert sum(p.numel() for p in network.parameters()) == count_parameters(shape, architecture)
+
+
+@torch.inference_mode()
+def test_a_saved_supernet_comes_back_with_its_space(family: Family, supernet: Supernet, tmp_path: Path) -> None:
+    save_supernet(supernet, tmp_path)
+    loaded = load_supernet(tmp_path)
+    assert loaded.space == family.space
+    smallest = family.space.smallest
+    assert torch.equal(loaded(family.inputs, [smallest])[0].logits, supernet(family.inputs, [smallest])[0].logits)

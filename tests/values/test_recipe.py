@@ -1,0 +1,97 @@
+"""Recipes: what is written is what is meant, and what is wrong is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from instatune_deploy.errors import RecipeError
+from instatune_deploy.values.recipe import Recipe, parse_budget, read_recipe
+
+MINIMAL: dict[str, Any] = {
+    "model": "./model",
+    "task": "text-classification",
+    "data": {"train": "./train.parquet", "report": "../report.csv"},
+    "targets": {"cpu-avx512": ["8ms", "50%", 3]},
+}
+
+
+def write(path: Path, data: Any) -> Path:
+    path.write_text(data if isinstance(data, str) else yaml.safe_dump(data), encoding="utf-8")
+    return path
+
+
+def test_paths_are_relative_to_the_recipe_and_other_names_stay(tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path / "r.yaml", MINIMAL))
+    assert Path(recipe.model) == tmp_path / "model"
+    assert Path(recipe.data.train) == tmp_path / "train.parquet"
+    assert Path(recipe.data.report or "").resolve() == tmp_path.parent / "report.csv"
+    hub = read_recipe(
+        write(tmp_path / "r.yaml", {**MINIMAL, "model": "google/bert", "data": {"train": "glue@sst2:train"}})
+    )
+    assert (hub.model, hub.data.train) == ("google/bert", "glue@sst2:train")
+
+
+def test_a_recipe_round_trips(tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path / "r.yaml", MINIMAL))
+    assert read_recipe(write(tmp_path / "again.yaml", recipe.model_dump())) == recipe
+    assert Recipe.model_validate(recipe.model_dump()) == recipe
+
+
+def test_the_papers_numbers_are_the_defaults(tmp_path: Path) -> None:
+    finetune = read_recipe(write(tmp_path / "r.yaml", MINIMAL)).finetune
+    assert (finetune.alpha, finetune.subnetworks, finetune.temperature) == (0.3, 1, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modle": "x"}, "unknown key 'modle'; did you mean 'model'?"),
+        ({"finetune": {"epoch": 3}}, "unknown key 'finetune.epoch'; did you mean 'epochs'?"),
+        ({"finetune": {"teacher": {"lr": 3}}}, "unknown key 'finetune.teacher.lr'; known: batch_size"),
+        ({"data": {"train": "x", "txt": "y"}}, "unknown key 'data.txt'; did you mean 'text'?"),
+        ({"task": "translation"}, "task: Input should be 'text-classification' or 'image-classification'"),
+        ({"finetune": {"alpha": 2}}, "finetune.alpha: Input should be less than or equal to 1"),
+        ({"finetune": {"gamma": "maybe"}}, "finetune.gamma: Input should be 'off', 'on' or 'first_epochs'"),
+        ({"search": {"rounds": 0}}, "search.rounds: Input should be greater than 0"),
+        ({"targets": {}}, "targets: Value error, name at least one target, each with at least one budget"),
+        ({"targets": {"cpu-avx512": []}}, "name at least one target, each with at least one budget"),
+        ({"targets": {"cpu-avx512": ["fast"]}}, "budget 'fast' is neither milliseconds such as 8ms nor a share"),
+        ({"targets": {"cpu-avx512": ["-3ms"]}}, "budget '-3ms' is neither"),
+        ({"data": None}, "data: Input should be a valid dictionary"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        read_recipe(write(tmp_path / "r.yaml", {**MINIMAL, **change}))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"r\.yaml: model: Field required"):
+        read_recipe(write(tmp_path / "r.yaml", {k: v for k, v in MINIMAL.items() if k != "model"}))
+
+
+@pytest.mark.parametrize("text", ["", "just words", "a: [1", "- 1\n- 2", "!!python/object/apply:os.system ['true']"])
+def test_files_that_hold_no_recipe(tmp_path: Path, text: str) -> None:
+    with pytest.raises(RecipeError, match=r"r\.yaml"):
+        read_recipe(write(tmp_path / "r.yaml", text))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="No such file"):
+        read_recipe(tmp_path / "none.yaml")
+
+
+def test_budgets() -> None:
+    assert parse_budget("8ms") == (8.0, "ms")
+    assert parse_budget(8) == (8.0, "ms")
+    assert parse_budget(" 2.5 ms ") == (2.5, "ms")
+    assert parse_budget("50%") == (0.5, "share")
+    for wrong in ("", "0", "0ms", "ms", "8 s", "-1", "nan"):
+        with pytest.raises(ValueError, match="neither milliseconds"):
+            parse_budget(wrong)
