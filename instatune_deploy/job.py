@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from instatune_deploy.data.dataset import Split, TaskData, open_report_split, open_task_data
 from instatune_deploy.data.processor import Processor
@@ -66,6 +66,7 @@ class Job:
         """
         targets = [self.target(name) for name in self.recipe.targets]
         check_space(self.space, self.config)
+        self.load_model()
         for split in (self.data.train, self.data.search, self.report_split):
             self.report(f"{split.name} split: {len(split)} samples")
         return targets
@@ -105,6 +106,13 @@ class Job:
     def data(self) -> TaskData:
         return open_task_data(self.recipe.data, self.recipe.task, self.processor, seed=self.recipe.seed)
 
+    def load_model(self) -> PreTrainedModel:
+        """The pre-trained model, read anew."""
+        recipe = self.recipe
+        return load_pretrained(
+            recipe.model, recipe.task, self.data.classes, reset_head=recipe.reset_head, seed=recipe.seed
+        )
+
     @cached_property
     def report_split(self) -> Split:
         return open_report_split(self.recipe.data, self.recipe.task, self.processor, seed=self.recipe.seed)
@@ -127,9 +135,7 @@ class Job:
         recipe = self.recipe
         return finetune(
             recipe.finetune,
-            lambda: load_pretrained(
-                recipe.model, recipe.task, self.data.classes, reset_head=recipe.reset_head, seed=recipe.seed
-            ),
+            self.load_model,
             self.space, self.data, self.processor, self.workspace, key=self.inputs_key, seed=recipe.seed,
             report=self.report,
         )  # fmt: skip
