@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
@@ -158,6 +159,7 @@ class Job:
         for line in left_out:
             self.report(line)
         self._tables[target.name] = [self._table(target, deployment) for deployment in usable]
+        shutil.rmtree(self.workspace.path(".probes"), ignore_errors=True)  # hundreds of MB, needed by no one else
         return self._tables[target.name]
 
     def _table(self, target: Target, deployment: Deployment) -> LatencyTable:

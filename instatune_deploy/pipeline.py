@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from instatune_deploy.device.timing import TimingSettings
 from instatune_deploy.errors import InfeasibleBudgetError
 from instatune_deploy.job import Job, Report
 from instatune_deploy.stages.confirm import Confirmation, confirm
@@ -26,6 +27,8 @@ from instatune_deploy.workspace import (
 )
 
 RECIPE_FILE = "recipe.yaml"
+#: What ships is measured longer than what a table is fitted on.
+CONFIRM_TIMING = TimingSettings(seconds=15, min_rounds=12)
 
 
 def run(recipe: Recipe, workspace: Workspace, report: Report) -> list[Selection]:
@@ -168,4 +171,5 @@ def _confirm(job: Job, artifact: Artifact, full: Artifact, deployment: Deploymen
     return confirm(
         artifact.model_file(deployment), full.model_file(deployment), deployment, job.report_split, job.processor,
         job.prober.inputs(deployment), metric=job.recipe.metric, seed=job.recipe.seed,
+        settings=CONFIRM_TIMING,
     )  # fmt: skip

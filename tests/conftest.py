@@ -24,6 +24,7 @@ def build_table(space: SearchSpace, deployment: Deployment | None = None, ms: fl
         signature="bert-h64-d16-4x4x256-t8",
         fixed_ms=4 * ms,
         attention_ms={heads: ms * heads / 12 for heads in space.head_choices},
+        switch_ms=0.0,
         ffn_ms={ffn: ms * ffn / 1024 for ffn in space.ffn_choices},
         percentile_ratio={"p50": 1.0, "p90": 1.25, "p99": 1.5},
         samples=(),

@@ -20,7 +20,7 @@ from instatune_deploy.device.fingerprint import detect, runtime_versions
 from instatune_deploy.device.timing import TimingSettings, measure
 from instatune_deploy.values.latency import PERCENTILES, HeldOutError, LatencySample, LatencyTable
 from instatune_deploy.values.macs import ModelShape, count_macs
-from instatune_deploy.values.space import Architecture, SearchSpace
+from instatune_deploy.values.space import Architecture, LayerChoice, SearchSpace
 from instatune_deploy.values.target import Deployment, Target
 
 
@@ -34,30 +34,36 @@ class ProbeSource(Protocol):
 
 @dataclass(frozen=True)
 class Fit:
-    """Latency in ms: of what is outside the layers, of attention by heads, of an MLP by width."""
+    """Latency in ms: of what is outside the layers, of attention by heads, of an MLP by width, and of a layer's being
+    unlike the one before."""
 
     fixed_ms: float
     attention_ms: dict[int, float]
     ffn_ms: dict[int, float]
+    switch_ms: float
 
     def estimate_ms(self, architecture: Architecture) -> float:
         """Predicted latency of `architecture`."""
-        return self.fixed_ms + sum(self.attention_ms[heads] + self.ffn_ms[ffn] for heads, ffn in architecture.layers)
+        layers = sum(self.attention_ms[heads] + self.ffn_ms[ffn] for heads, ffn in architecture.layers)
+        return self.fixed_ms + layers + self.switch_ms * architecture.switches
 
 
 def probe_architectures(space: SearchSpace) -> list[Architecture]:
-    """The few homogeneous networks whose latencies identify every entry of a table for `space`, and at most two more.
+    """The few networks whose latencies identify every entry of a table for `space`, and one more.
 
-    Every head count at full depth and full width, every other width at full depth with all heads, and the
-    shallowest network at its widest and narrowest, and the deepest at its narrowest. Choices are those of any layer,
-    so where layers differ a probe may lie outside the space; it has the space's entries all the same.
+    Equal layers: every head count at full depth and full width, every other width at full depth with all heads, and the
+    shallowest network at its widest. Unequal layers: two deep networks in which every layer differs from the one
+    before. Choices are those of any layer, so where layers differ a probe may lie outside the space; it has the
+    space's entries all the same.
     """
     deep, shallow = space.depths[-1], space.depths[0]
     heads, ffn = space.head_choices, space.ffn_choices
     probes = [Architecture.uniform(deep, count, ffn[-1]) for count in heads]
     probes += [Architecture.uniform(deep, heads[-1], width) for width in ffn]
     probes += [Architecture.uniform(shallow, heads[-1], ffn[-1])]
-    probes += [Architecture.uniform(depth, heads[0], ffn[0]) for depth in (shallow, deep)]
+    rising = [LayerChoice(heads[i % len(heads)], ffn[i % len(ffn)]) for i in range(deep)]
+    opposed = [LayerChoice(heads[-1 - i % len(heads)], ffn[(i + 1) % len(ffn)]) for i in range(deep)]
+    probes += [Architecture(tuple(rising)), Architecture(tuple(opposed))]
     return list(dict.fromkeys(probes))
 
 
@@ -78,17 +84,18 @@ def fit_table(samples: Mapping[Architecture, float]) -> Fit:
     """
     heads = sorted({choice.heads for architecture in samples for choice in architecture.layers})
     ffn = sorted({choice.ffn for architecture in samples for choice in architecture.layers})
-    design = np.zeros((len(samples), 1 + len(heads) + len(ffn)))
+    design = np.zeros((len(samples), 2 + len(heads) + len(ffn)))
     for row, architecture in zip(design, samples, strict=True):
         row[0] = 1
         for choice in architecture.layers:
             row[1 + heads.index(choice.heads)] += 1
             row[1 + len(heads) + ffn.index(choice.ffn)] += 1
+        row[-1] = architecture.switches
     labels = np.fromiter(samples.values(), float, len(samples))
     # Row i over label i, so that residual i is the relative error of network i.
     solution = np.linalg.lstsq(design / labels[:, None], np.ones(len(labels)), rcond=1e-10)[0].tolist()
-    attention, mlp = solution[1 : 1 + len(heads)], solution[1 + len(heads) :]
-    return Fit(solution[0], dict(zip(heads, attention, strict=True)), dict(zip(ffn, mlp, strict=True)))
+    attention, mlp = solution[1 : 1 + len(heads)], solution[1 + len(heads) : -1]
+    return Fit(solution[0], dict(zip(heads, attention, strict=True)), dict(zip(ffn, mlp, strict=True)), solution[-1])
 
 
 def heldout_error(fit: Fit, samples: Sequence[LatencySample], *, n: int) -> HeldOutError:
@@ -177,6 +184,7 @@ def profile(
         fixed_ms=fit.fixed_ms,
         attention_ms=fit.attention_ms,
         ffn_ms=fit.ffn_ms,
+        switch_ms=fit.switch_ms,
         percentile_ratio=_percentile_ratios([*probe_samples, *held_samples]),
         samples=tuple(probe_samples),
         heldout=tuple(held_samples),

@@ -71,7 +71,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Latency of every architecture whose choices are in the table: ``fixed + sum(attention[heads] + ffn[width])``.
+    """Latency of every architecture whose choices are in the table.
+
+    ``fixed + sum over layers(attention[heads] + ffn[width]) + switch * (layers that differ from the one before)``:
+    a network of unequal layers is slower than equal ones suggest, for buffers and kernels are reused less.
 
     Estimates are predictions of the mean of the fastest quarter of runs, or of a percentile by the ratio that the
     measured networks had (`percentile_ratio`). All latencies are in ms for one call of `deployment.batch` samples.
@@ -85,6 +88,7 @@ class LatencyTable:
     fixed_ms: float
     attention_ms: dict[int, float]
     ffn_ms: dict[int, float]
+    switch_ms: float
     percentile_ratio: dict[str, float]
     samples: tuple[LatencySample, ...]
     heldout: tuple[LatencySample, ...]
@@ -97,7 +101,13 @@ class LatencyTable:
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        numbers = [self.fixed_ms, *self.attention_ms.values(), *self.ffn_ms.values(), *self.percentile_ratio.values()]
+        numbers = [
+            self.fixed_ms,
+            self.switch_ms,
+            *self.attention_ms.values(),
+            *self.ffn_ms.values(),
+            *self.percentile_ratio.values(),
+        ]
         numbers += [
             value for s in (*self.samples, *self.heldout) for value in (s.label_ms, s.p50_ms, s.p90_ms, s.p99_ms)
         ]
@@ -119,7 +129,8 @@ class LatencyTable:
             raise TableError(
                 f"latency table {self.target}/{self.deployment.name} has no entry for {', '.join(missing)}"
             )
-        total = self.fixed_ms + sum(self.attention_ms[heads] + self.ffn_ms[ffn] for heads, ffn in architecture.layers)
+        layers = sum(self.attention_ms[heads] + self.ffn_ms[ffn] for heads, ffn in architecture.layers)
+        total = self.fixed_ms + layers + self.switch_ms * architecture.switches
         if percentile is None:
             return total
         if percentile not in self.percentile_ratio:

@@ -42,6 +42,11 @@ class Architecture:
         """Number of layers kept."""
         return len(self.layers)
 
+    @property
+    def switches(self) -> int:
+        """Number of layers that differ from the layer before."""
+        return sum(a != b for a, b in zip(self.layers, self.layers[1:], strict=False))
+
     @classmethod
     def uniform(cls, depth: int, heads: int, ffn: int) -> Architecture:
         """`depth` equal layers."""

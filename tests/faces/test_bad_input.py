@@ -155,7 +155,7 @@ def damaged_yaml() -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (unknown_target, "unknown target 'cpu-avx215'; did you mean 'cpu-avx512'"),
+        (unknown_target, "unknown target 'cpu-avx215'; did you mean 'cpu-avx2' or 'cpu-avx512'"),
         (target_this_machine_lacks, "target cpu-odd needs mmx512, which this machine"),
         (malformed_target, "cpu-test.yaml: deployments.0.runtime: Input should be 'onnxruntime', 'openvino'"),
         (family_without_axis_map, "model family 'gpt2' has no axis map; supported families: bert, vit"),
@@ -173,7 +173,7 @@ def damaged_yaml() -> None:
         (more_classes_than_the_head, "has shape (2,), expected (3,); for a new head set reset_head: true"),
         (wrong_column, "has no column 'sentence'; its columns: text, label"),
         (no_dataset, "train.parquet: no such file or directory"),
-        (unknown_key, "unknown key 'finetun'; did you mean 'finetune'?"),
+        (unknown_key, "unknown key 'finetun'; did you mean 'finetune'"),
         (unknown_preset, "unknown space preset 'bert-bse'; did you mean 'bert-base'"),
         (damaged_yaml, "recipe.yaml: not YAML"),
     ],

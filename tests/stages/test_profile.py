@@ -56,7 +56,15 @@ def test_the_minilm_space_needs_few_probes() -> None:
     probes = probe_architectures(MINILM)
     assert len(probes) <= 9
     assert len(set(probes)) == len(probes)
-    assert all(len(set(probe.layers)) == 1 for probe in probes)
+    unequal = [probe for probe in probes if probe.switches]
+    assert [probe.switches for probe in unequal] == [5, 5]
+
+
+def test_what_unequal_layers_cost_is_recovered() -> None:
+    fit = fit_table({probe: true_ms(probe) + 0.05 * probe.switches for probe in probe_architectures(MINILM)})
+    assert fit.switch_ms == pytest.approx(0.05)
+    for architecture in MINILM.sample(20, seed=0):
+        assert fit.estimate_ms(architecture) == pytest.approx(true_ms(architecture) + 0.05 * architecture.switches)
 
 
 @given(spaces())
