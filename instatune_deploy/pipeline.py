@@ -27,8 +27,6 @@ from instatune_deploy.workspace import (
 )
 
 RECIPE_FILE = "recipe.yaml"
-#: What ships is measured longer than what a table is fitted on.
-CONFIRM_TIMING = TimingSettings(seconds=15, min_rounds=12)
 
 
 def run(recipe: Recipe, workspace: Workspace, report: Report) -> list[Selection]:
@@ -171,5 +169,5 @@ def _confirm(job: Job, artifact: Artifact, full: Artifact, deployment: Deploymen
     return confirm(
         artifact.model_file(deployment), full.model_file(deployment), deployment, job.report_split, job.processor,
         job.prober.inputs(deployment), metric=job.recipe.metric, seed=job.recipe.seed,
-        settings=CONFIRM_TIMING,
+        settings=TimingSettings(seconds=job.recipe.profile.confirm_seconds / 2, min_rounds=12),
     )  # fmt: skip

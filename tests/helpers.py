@@ -136,7 +136,7 @@ def write_project(directory: Path) -> Path:
             "importance_rows": 64,
         },
         "search": {"warm_start": 8, "rounds": 2, "batch": 4, "population": 20, "generations": 5},
-        "profile": {"heldout": 3, "seconds": 3},
+        "profile": {"heldout": 3, "seconds": 3, "confirm_seconds": 1},
         "targets": {"cpu-test": ["90%"]},
     }  # fmt: skip
     path = directory / "recipe.yaml"

@@ -94,10 +94,12 @@ class SearchSection(Section):
 
 
 class ProfileSection(Section):
-    """The latency tables: networks held out of the fit to measure its error, and seconds a deployment at most."""
+    """The latency tables: networks held out of the fit to measure its error, and seconds of measuring a deployment at
+    most; and seconds at most to measure an exported file beside the full network."""
 
     heldout: PositiveInt = 12
     seconds: Annotated[float, pydantic.Field(gt=0)] = 60
+    confirm_seconds: Annotated[float, pydantic.Field(gt=0)] = 30
 
 
 class Recipe(Section):
