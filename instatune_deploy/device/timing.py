@@ -42,6 +42,7 @@ class TimingSettings:
         drift: how much slower than its fastest quarter of rounds (fraction) the anchor may be in a round that counts.
         min_rounds, max_rounds: calm rounds before it may end; rounds of any kind after which it ends.
         min_runs, max_runs: runs a visit; within these as many as take `visit_ms`.
+        lead_ms: runs at the start of a visit that do not count: as many as take so long, at least one.
         anchor_visits: visits to the anchor in a round.
         warmup_runs, warmup_batches: runs between two looks at a model's median when warming up, and at most so many looks.
         timeout_s: after so long the process is stopped; None: 60 s and thrice the time cap.
@@ -55,6 +56,7 @@ class TimingSettings:
     min_runs: int = 3
     max_runs: int = 30
     visit_ms: float = 30.0
+    lead_ms: float = 5.0
     anchor_visits: int = 3
     warmup_runs: int = 4
     warmup_batches: int = 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import UsageError
 from instatune_deploy.values.front import Evaluation
 from instatune_deploy.values.space import Architecture
+
+#: Between two lines about a long evaluation.
+REPORT_EVERY_S = 5.0
 
 
 class Evaluator:
@@ -53,17 +57,18 @@ class Evaluator:
         self, architectures: Iterable[Architecture], *, report: Callable[[str], None] = lambda line: None
     ) -> list[Evaluation]:
         """An evaluation for each of `architectures`, measured now unless it is known."""
-        found = []
+        found, told = [], time.monotonic()
         for architecture in architectures:
             if architecture not in self.known:
-                evaluation = Evaluation(
-                    architecture, self.metric, self._measure(architecture), self.split.name, len(self.split)
-                )
+                value = self._measure(architecture)
+                evaluation = Evaluation(architecture, self.metric, value, self.split.name, len(self.split))
                 _append_line(self.path, json.dumps(evaluation.to_dict()))
                 self.known[architecture] = evaluation
-                report(
-                    f"{self.metric} {evaluation.value:.4f} on {evaluation.n} samples of the {evaluation.split} split: {architecture}"
-                )
+                if time.monotonic() - told >= REPORT_EVERY_S:
+                    told = time.monotonic()
+                    report(
+                        f"{len(self.known)} sub-networks evaluated; last: {self.metric} {value:.4f} of {architecture}"
+                    )
             found.append(self.known[architecture])
         return found
 

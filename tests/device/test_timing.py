@@ -57,14 +57,23 @@ def test_steady_models_converge_to_their_latencies(fake_file) -> None:
 
 
 def test_rounds_with_a_drifting_anchor_are_run_again(fake_file) -> None:
-    # The anchor's rounds have 12 runs each, after one to warm up; in the third of every five all are 20% slower.
-    slow = [10.0] * 25 + [12.0] * 12 + [10.0] * 24
+    # The anchor's rounds have 3 visits of 4 runs after one that does not count; before them comes one to warm up.
+    # In the third of every five rounds all are 20% slower.
+    slow = [10.0] * 31 + [12.0] * 15 + [10.0] * 30
     found = fake({"a": fake_file("a", slow), "b": fake_file("b", 3.0)}, settings=NO_WARMUP)
     assert found.rejected_rounds >= 1
     assert found.rounds == NO_WARMUP.min_rounds
     assert found.samples["a"].p99_ms == pytest.approx(10)
     assert found.samples["a"].n == 12 * found.rounds
     assert found.samples["b"].n == 4 * found.rounds
+
+
+def test_the_first_run_of_a_visit_does_not_count(fake_file) -> None:
+    # Warm-up is one run here and a visit 1 + 3 runs: every fourth is the first after another model's visit.
+    cold = [10.0] + [50.0, 10.0, 10.0, 10.0] * 1000
+    settings = TimingSettings(warmup_runs=1, warmup_batches=1, min_runs=3, max_runs=3)
+    found = fake({"a": fake_file("a", 10.0), "b": fake_file("b", cold[:2001])}, settings=settings)
+    assert found.samples["b"].p99_ms == pytest.approx(10)
 
 
 def test_noise_that_never_settles_ends_at_the_cap_and_says_so(fake_file) -> None:

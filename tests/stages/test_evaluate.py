@@ -13,6 +13,7 @@ from instatune_deploy.data.processor import Processor
 from instatune_deploy.elastic.pretrained import load_pretrained
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import UsageError
+from instatune_deploy.stages import evaluate
 from instatune_deploy.stages.evaluate import Evaluator, read_evaluations
 from instatune_deploy.values.recipe import DataSection
 from instatune_deploy.values.space import SearchSpace
@@ -37,18 +38,21 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Supernet, TaskDa
 @torch.inference_mode()
 def test_the_metric_is_that_of_the_extracted_network_row_by_row(prepared: tuple, tmp_path: Path) -> None:
     supernet, data, processor = prepared
-    evaluate = Evaluator(supernet, data.search, processor, metric="accuracy", path=tmp_path / "e.jsonl", batch_size=16)
+    evaluator = Evaluator(supernet, data.search, processor, metric="accuracy", path=tmp_path / "e.jsonl", batch_size=16)
     for architecture in supernet.space.sample(3, seed=1):
         network, hits = supernet.extract(architecture), 0
         for row, label in zip(data.search.rows, data.search.labels, strict=True):
             inputs = {name: torch.tensor([value]) for name, value in row.items() if name != "labels"}
             hits += int(network(**inputs).logits.argmax()) == label
-        found = evaluate([architecture])[0]
+        found = evaluator([architecture])[0]
         assert found.value == pytest.approx(hits / 70)
         assert (found.split, found.n, found.metric) == ("search", 70, "accuracy")
 
 
-def test_nothing_is_measured_twice_and_a_half_line_costs_one_evaluation(prepared: tuple, tmp_path: Path) -> None:
+def test_nothing_is_measured_twice_and_a_half_line_costs_one_evaluation(
+    prepared: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "REPORT_EVERY_S", 0.0)
     supernet, data, processor = prepared
     path = tmp_path / "e.jsonl"
     wanted = supernet.space.sample(4, seed=2)
