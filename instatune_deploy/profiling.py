@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,10 @@ from instatune_deploy.device.timing import TimingSettings
 from instatune_deploy.elastic.pretrained import load_config, space_for
 from instatune_deploy.elastic.probing import probing_supernet, random_model, synthetic_inputs
 from instatune_deploy.elastic.subnetwork import model_shape
+from instatune_deploy.elastic.supernet import SPACE_FILE
 from instatune_deploy.stages.profile import profile
 from instatune_deploy.values.latency import LatencyTable
-from instatune_deploy.values.recipe import ProfileSection
+from instatune_deploy.values.recipe import ProfileSection, read_recipe
 from instatune_deploy.values.space import SearchSpace
 from instatune_deploy.values.target import Deployment, Target, find_target
 from instatune_deploy.workspace import content_key, data_directories, write_text
@@ -64,16 +67,43 @@ class Prober:
         )  # fmt: skip
 
 
-def default_config(directory: Path) -> tuple[PretrainedConfig, str]:
-    """The config to profile where none is named, and what it is of: the run or model in `directory`, or BERT-base."""
-    for path, what in ((directory / "supernet", "run"), (directory, "model")):
-        if (path / "config.json").is_file():
-            return load_config(str(path)), f"the {what} in {directory.absolute()}"
-    return BertConfig(), "BERT-base"
+@dataclass(frozen=True)
+class Subject:
+    """What is profiled: sizes, the choices that tables must cover, tokens of a text if it says so, and what it is."""
+
+    config: PretrainedConfig
+    space: SearchSpace
+    tokens: int | None
+    what: str
+
+
+def subject(model: str | None, space_name: str | None, directory: Path) -> Subject:
+    """The model named, else the run or model in `directory`, else BERT-base.
+
+    Args:
+        space_name: a preset; None is the run's own space, or the preset of the model's family.
+
+    Raises:
+        UsageError: the model or the preset are unknown or do not fit.
+    """
+    run_space = directory / "supernet" / SPACE_FILE
+    if model is None and run_space.is_file():
+        config = load_config(str(directory / "supernet"))
+        own = SearchSpace.from_dict(json.loads(run_space.read_text(encoding="utf-8")))
+        tokens = read_recipe(directory / "recipe.yaml").data.sequence_length
+        return Subject(
+            config, space_for(config, space_name) if space_name else own, tokens, "the run in this directory"
+        )
+    if model is None and not (directory / "config.json").is_file():
+        config, what = BertConfig(), "BERT-base"
+    else:
+        config = load_config(model or str(directory))
+        what = model or "the model in this directory"
+    return Subject(config, space_for(config, space_name or "paper"), None, what)
 
 
 def profile_model(
-    target_name: str, model: str | None, space_name: str, sequence_length: int | None, settings: ProfileSection,
+    target_name: str, model: str | None, space_name: str | None, sequence_length: int | None, settings: ProfileSection,
     out: Path, *, seed: int, report: Report,
 ) -> list[LatencyTable]:  # fmt: skip
     """Measure and write a table for each deployment of a target that this machine can run.
@@ -86,16 +116,15 @@ def profile_model(
     """
     target = find_target(target_name, data_directories("targets"))
     check_target(target, detect())
-    config, what = (load_config(model), model) if model else default_config(Path())
-    space = space_for(config, space_name)
-    tokens = sequence_length or target.workload.sequence_length
+    wanted = subject(model, space_name, Path())
+    tokens = sequence_length or wanted.tokens or target.workload.sequence_length
     usable, left_out = usable_deployments(target, detect())
     for line in left_out:
         report(line)
     probes = out / ".probes"
     try:
-        prober = Prober(random_model(config), space, tokens, probes, report, seed=seed)
-        report(f"profiling {what}, signature {prober.shape.signature}, on {target.name}")
+        prober = Prober(random_model(wanted.config), wanted.space, tokens, probes, report, seed=seed)
+        report(f"profiling {wanted.what}, signature {prober.shape.signature}, on {target.name}")
         tables = []
         for deployment in usable:
             table = prober.table(target, deployment, settings, seed=seed)

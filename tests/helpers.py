@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from datasets import Dataset
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     ViTConfig,
     ViTForImageClassification,
+    ViTImageProcessor,
 )
 
 from instatune_deploy.values.space import SearchSpace
@@ -107,6 +109,31 @@ def write_text_model(directory: Path) -> Path:
     return directory
 
 
+def write_image_data(path: Path, rows: int, seed: int) -> Path:
+    """Grey images of 8x8 pixels whose label is which half is brighter."""
+    rng = np.random.default_rng(seed)
+    images, labels = [], rng.integers(0, 2, rows)
+    for label in labels:
+        image = rng.integers(0, 120, (8, 8))
+        image[:, :4] += 100 * (1 - label)
+        image[:, 4:] += 100 * label
+        images.append(image.tolist())
+    Dataset.from_dict({"image": images, "label": labels.tolist()}).to_parquet(path)
+    return path
+
+
+def write_image_model(directory: Path) -> Path:
+    """A ViT of 3 layers with random weights and an image processor."""
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, image_size=8, patch_size=4,
+        num_labels=2,
+    )  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(directory)
+    ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(directory)
+    return directory
+
+
 TARGET = {
     "name": "cpu-test",
     "description": "any CPU",
@@ -115,18 +142,19 @@ TARGET = {
 }
 
 
-def write_project(directory: Path) -> Path:
+def write_project(directory: Path, task: str = "text-classification") -> Path:
     """Model, data, target and recipe of a job that takes a minute; returns the recipe."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_text_model(directory / "model")
-    write_text_data(directory / "train.parquet", 400, seed=1)
-    write_text_data(directory / "report.parquet", 100, seed=2)
+    is_text = task == "text-classification"
+    (write_text_model if is_text else write_image_model)(directory / "model")
+    for name, rows, seed in (("train", 400, 1), ("report", 100, 2)):
+        (write_text_data if is_text else write_image_data)(directory / f"{name}.parquet", rows, seed)
     (directory / "targets").mkdir()
     (directory / "targets" / "cpu-test.yaml").write_text(yaml.safe_dump(TARGET), encoding="utf-8")
     recipe = {
         "name": "tiny",
         "model": "./model",
-        "task": "text-classification",
+        "task": task,
         "data": {
             "train": "./train.parquet", "report": "./report.parquet", "search_rows": 100, "sequence_length": 16,
         },

@@ -214,15 +214,7 @@ def test_another_target_trains_and_evaluates_nothing(project: Path, run: Path) -
     assert {entry["deployment"]["runtime"] for entry in found.json["front"]} == {"onnxruntime"}
 
 
-@pytest.mark.parametrize(
-    "moments",
-    [("step 9/", "elastic fine-tuning", "latency table"), ("importance of", "search round 1", "exporting")],
-    ids=["early", "late"],
-)
-def test_killed_and_resumed_equals_not_killed(
-    project: Path, run: Path, tmp_path: Path, moments: tuple[str, ...]
-) -> None:
-    cut = tmp_path / "cut"
+def check_killed_and_resumed(project: Path, run: Path, cut: Path, moments: tuple[str, ...]) -> None:
     # Latencies differ from one measurement to the next, so both runs read the same tables.
     (project / "latency_tables").mkdir(exist_ok=True)
     subprocess.run(["cp", "-r", *map(str, (run / "tables").iterdir()), str(project / "latency_tables")], check=True)
@@ -240,3 +232,50 @@ def test_killed_and_resumed_equals_not_killed(
     assert (cut / "evaluations.jsonl").read_text() == (run / "evaluations.jsonl").read_text()
     for path in (run / "predictor").iterdir():
         assert (cut / "predictor" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [("step 9/", "elastic fine-tuning", "latency table"), ("importance of", "search round 1", "exporting")],
+    ids=["early", "late"],
+)
+def test_killed_and_resumed_equals_not_killed(
+    project: Path, run: Path, tmp_path: Path, moments: tuple[str, ...]
+) -> None:
+    check_killed_and_resumed(project, run, tmp_path / "cut", moments)
+
+
+def test_a_vision_transformer_goes_all_the_way_and_survives_kills(tmp_path: Path) -> None:
+    write_project(tmp_path, "image-classification")
+    found = call(tmp_path, "run", "recipe.yaml", "--json")
+    assert found.code == 0, found.err
+    run = tmp_path / "runs" / "tiny"
+    selection = Selection.from_dict(found.json["selections"][0])
+    assert selection.measured.metric > 0.9
+    assert selection.measured.p50_ms <= selection.limit_ms
+    assert (run / selection.artifact / "preprocessor_config.json").is_file()
+    check_killed_and_resumed(tmp_path, run, tmp_path / "cut", ("step 9/", "search round 1"))
+
+
+def test_optimum_loads_the_artifact(run: Path) -> None:
+    pytest.importorskip("optimum.onnxruntime", reason="needs the extra optimum")
+    pytest.importorskip("optimum.intel", reason="needs the extra optimum")
+    from optimum.intel import OVModelForSequenceClassification
+    from optimum.onnxruntime import ORTModelForSequenceClassification
+    from transformers import AutoTokenizer, pipeline
+
+    from instatune_deploy.elastic.subnetwork import load_subnetwork
+
+    directory = run / json.loads((run / "result.json").read_text())[0]["artifact"]
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    texts = ["a good film", "bad bad plot very"]
+    tokens = tokenizer(texts, padding=True, return_tensors="pt")
+    expected = load_subnetwork(directory)(**tokens).logits
+    onnx_model = ORTModelForSequenceClassification.from_pretrained(directory)
+    openvino_model = OVModelForSequenceClassification.from_pretrained(
+        directory, ov_config={"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    for model in (onnx_model, openvino_model):
+        assert (model(**tokens).logits - expected).abs().max() <= 1e-4
+        labels = [entry["label"] for entry in pipeline("text-classification", model=model, tokenizer=tokenizer)(texts)]
+        assert labels == [model.config.id2label[int(i)] for i in expected.argmax(-1)]

@@ -15,8 +15,8 @@ def profile(
     target: Annotated[str, typer.Option(help="A target, or the path of its YAML file.")],
     model: Annotated[str | None, typer.Option(help="Model directory or hub name; its weights do not matter.")] = None,
     space: Annotated[
-        str, typer.Option(help="Preset of choices to cover; 'paper' is that of the model's family.")
-    ] = "paper",
+        str | None, typer.Option(help="Preset of choices to cover; default: the run's space, or the family's preset.")
+    ] = None,
     sequence_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a text; default: the target's.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="Measuring time of a deployment at most.")] = 60,
     heldout: Annotated[int, typer.Option(min=1, help="Networks to test the table on.")] = 12,
