@@ -27,6 +27,7 @@ def build_table(space: SearchSpace, deployment: Deployment | None = None, ms: fl
         switch_ms=0.0,
         ffn_ms={ffn: ms * ffn / 1024 for ffn in space.ffn_choices},
         percentile_ratio={"p50": 1.0, "p90": 1.25, "p99": 1.5},
+        statistic="median",
         samples=(),
         heldout=(),
         error=HeldOutError(1.0, 2.0, 100.0, 0.98, 0.5, 8),

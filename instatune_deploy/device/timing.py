@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from instatune_deploy.device.fingerprint import available_cpus
-from instatune_deploy.device.rounds import Round, calm_rounds, summarize
+from instatune_deploy.device.rounds import Round, calm_rounds, steadiest_statistic, summarize
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.errors import MeasurementError, TargetError
 from instatune_deploy.values.latency import LatencySample
@@ -67,11 +67,12 @@ class TimingSettings:
 class Measurement:
     """What `measure` found.
 
-    `samples` by model name; rounds that counted and rounds that were run again; seconds it took; the runtime's options;
+    `samples` by model name; what their labels are (see `rounds.STATISTICS`); rounds that counted and rounds that were run again; seconds it took; the runtime's options;
     whether all sessions were live at once.
     """
 
     samples: dict[str, LatencySample]
+    statistic: str
     rounds: int
     rejected_rounds: int
     elapsed_s: float
@@ -121,8 +122,10 @@ def measure(
     result = _run_worker(spec, inputs, settings.timeout_s or 60 + 3 * settings.seconds * len(models), deployment)
     rounds = [Round(anchor, samples) for samples in result["rounds"]]
     calm = calm_rounds(rounds, drift=settings.drift, at_least=settings.min_rounds)
+    statistic = steadiest_statistic(calm, list(models))
     return Measurement(
-        samples={name: summarize(name, calm, precision=settings.precision, seed=seed) for name in models},
+        samples={name: summarize(name, calm, statistic, precision=settings.precision, seed=seed) for name in models},
+        statistic=statistic,
         rounds=len(calm),
         rejected_rounds=len(rounds) - len(calm),
         elapsed_s=time.monotonic() - started,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from instatune_deploy.device.rounds import Round, calm_rounds, label_interval, schedule
+from instatune_deploy.device.rounds import STATISTICS, Round, calm_rounds, label_interval, schedule
 from instatune_deploy.device.runtimes.base import Runtime, Session, get_runtime
 from instatune_deploy.device.timing import TimingSettings
 from instatune_deploy.errors import InstatuneError, MeasurementError
@@ -116,8 +116,12 @@ def run_rounds(bench: Bench, anchor: str, *, seed: int) -> list[Round]:
         order = schedule(list(bench.models), anchor, rng, anchor_visits=settings.anchor_visits)
         rounds.append(Round(anchor, bench.visit_all(order)))
         calm = calm_rounds(rounds, drift=settings.drift)
-        if len(calm) >= settings.min_rounds and all(
-            label_interval([r.samples_ms[name] for r in calm], seed=seed) <= settings.precision for name in bench.models
+        if len(calm) >= settings.min_rounds and any(
+            all(
+                label_interval([r.samples_ms[name] for r in calm], statistic, seed=seed) <= settings.precision
+                for name in bench.models
+            )
+            for statistic in STATISTICS
         ):
             break
         if len(rounds) >= settings.min_rounds and bench.runtime.clock() - start >= cap_s:

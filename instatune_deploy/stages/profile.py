@@ -186,6 +186,7 @@ def profile(
         ffn_ms=fit.ffn_ms,
         switch_ms=fit.switch_ms,
         percentile_ratio=_percentile_ratios([*probe_samples, *held_samples]),
+        statistic=measurement.statistic,
         samples=tuple(probe_samples),
         heldout=tuple(held_samples),
         error=heldout_error(fit, held_samples or probe_samples, n=len(held_samples)),

@@ -48,7 +48,7 @@ class Predicted:
 class Measured:
     """What was measured on the exported file: metric on `n` samples of the report split, latency of a call in ms.
 
-    `label_ms` is the mean of the fastest quarter of `latency_n` runs; budgets are set on a percentile.
+    `label_ms` is the mean of the fastest quarter or the median of `latency_n` runs; budgets are set on a percentile.
     """
 
     metric: float

@@ -21,7 +21,7 @@ PERCENTILES = ("p50", "p90", "p99")
 
 @dataclass(frozen=True)
 class LatencySample:
-    """Measured latency of one architecture: `label_ms` is the mean of the fastest quarter of `n` runs."""
+    """Measured latency of one architecture in `n` runs: what is predicted (`label_ms`), and percentiles."""
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
 
@@ -76,8 +76,8 @@ class LatencyTable:
     ``fixed + sum over layers(attention[heads] + ffn[width]) + switch * (layers that differ from the one before)``:
     a network of unequal layers is slower than equal ones suggest, for buffers and kernels are reused less.
 
-    Estimates are predictions of the mean of the fastest quarter of runs, or of a percentile by the ratio that the
-    measured networks had (`percentile_ratio`). All latencies are in ms for one call of `deployment.batch` samples.
+    Estimates are predictions of the label, which is the mean of the fastest quarter of runs or their median, whichever
+    was steadier here (`statistic`); or of a percentile, by the ratio to it that the measured networks had. All latencies are in ms for one call of `deployment.batch` samples.
     """
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
@@ -90,6 +90,7 @@ class LatencyTable:
     ffn_ms: dict[int, float]
     switch_ms: float
     percentile_ratio: dict[str, float]
+    statistic: str
     samples: tuple[LatencySample, ...]
     heldout: tuple[LatencySample, ...]
     error: HeldOutError
@@ -119,7 +120,7 @@ class LatencyTable:
             raise ValueError(f"has schema version {self.schema_version}, this release reads {SCHEMA_VERSION}")
 
     def estimate_ms(self, architecture: Architecture, percentile: str | None = None) -> float:
-        """Predicted latency in ms: the mean of the fastest quarter, or `percentile` (p50, p90, p99).
+        """Predicted latency in ms: the label (see `statistic`), or `percentile` (p50, p90, p99).
 
         Raises:
             TableError: the table lacks an entry that the architecture needs; nothing is extrapolated.

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instatune_deploy.device.rounds import Round, calm_rounds, label_interval, label_ms, schedule, summarize
+from instatune_deploy.device.rounds import (
+    Round,
+    calm_rounds,
+    label_interval,
+    label_ms,
+    schedule,
+    steadiest_statistic,
+    summarize,
+)
 from instatune_deploy.errors import MeasurementError
 
 
@@ -76,3 +84,18 @@ def test_impossible_latencies_are_refused(bad: float) -> None:
 def test_a_model_without_samples_is_refused() -> None:
     with pytest.raises(MeasurementError, match="other"):
         summarize("other", [make_round(1)], precision=0.01, seed=0)
+
+
+def test_the_label_is_what_is_steadier_between_odd_and_even_rounds() -> None:
+    rng = random.Random(0)
+
+    def of(samples: list[float]) -> Round:
+        return Round("anchor", {"anchor": [1.0], "model": samples})
+
+    # Mostly quiet, slowed now and then by others: the fastest quarter is the model.
+    quiet = [of([10.0, 10.0, 10.0 + 9 * rng.random(), 10.0 + 9 * rng.random()]) for _ in range(12)]
+    # Always slowed by others but for a rare accident: the median is what a user gets.
+    busy = [of([6.0 if n == 4 else 15.0, 15.0, 15.0, 15.0]) for n in range(12)]
+    assert steadiest_statistic(quiet, ["model"]) == "fastest quarter"
+    assert steadiest_statistic(busy, ["model"]) == "median"
+    assert summarize("model", busy, "median", precision=0.01, seed=0).label_ms == 15.0
