@@ -34,7 +34,7 @@ def write_result(name: str, claim: str, figures: dict[str, float], rows: list[di
     )
     data = {
         "claim": claim,
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": asdict(detect()),

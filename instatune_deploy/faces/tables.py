@@ -49,7 +49,7 @@ def print_selections(selections: Sequence[Selection], run: Path) -> None:
             console.print(f"{selection.budget}: {run / selection.artifact}", soft_wrap=True)
             if selection.speed_drift is not None:
                 console.print(
-                    f"  beside it the full network took {selection.full_beside_ms:.3f} ms, {100 * selection.speed_drift:+.1f}% of "
+                    f"  beside it the full network took {selection.full_beside_ms:.3f} ms, {100 * selection.speed_drift:+.1f}% against "
                     f"what its table says; at that speed the prediction was off by {100 * selection.prediction_error:+.1f}%",
                     soft_wrap=True,
                 )
