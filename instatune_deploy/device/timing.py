@@ -31,6 +31,9 @@ from instatune_deploy.values.target import Deployment
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TBB_NUM_THREADS")
 
+#: A session of a network that loads more slowly than this hangs.
+SLOWEST_LOADING_BYTES_PER_S = 25e6
+
 
 @dataclass(frozen=True)
 class TimingSettings:
@@ -45,7 +48,7 @@ class TimingSettings:
         lead_ms: runs at the start of a visit that do not count: as many as take so long, at least one.
         anchor_visits: visits to the anchor in a round.
         warmup_runs, warmup_batches: runs between two looks at a model's median when warming up, and at most so many looks.
-        timeout_s: after so long the process is stopped; None: 60 s and thrice the time cap.
+        timeout_s: after so long the process is stopped; None: 60 s, thrice the time cap, and what loading may take.
     """
 
     seconds: float = 6.0
@@ -119,7 +122,8 @@ def measure(
         "settings": asdict(settings),
     }
     started = time.monotonic()
-    result = _run_worker(spec, inputs, settings.timeout_s or 60 + 3 * settings.seconds * len(models), deployment)
+    timeout_s = settings.timeout_s or 60 + 3 * settings.seconds * len(models) + _loading_s(models, settings)
+    result = _run_worker(spec, inputs, timeout_s, deployment)
     rounds = [Round(anchor, samples) for samples in result["rounds"]]
     calm = calm_rounds(rounds, drift=settings.drift, at_least=settings.min_rounds)
     statistic = steadiest_statistic(calm, list(models))
@@ -132,6 +136,14 @@ def measure(
         options=options,
         all_live=result["all_live"],
     )
+
+
+def _loading_s(models: dict[str, Path], settings: TimingSettings) -> float:
+    """Seconds that loading may take at most, where models too large to be live at once are loaded for each visit."""
+    size = sum(
+        part.stat().st_size for path in models.values() for part in (path, path.with_suffix(".bin")) if part.is_file()
+    )
+    return (settings.min_rounds + 1) * size / SLOWEST_LOADING_BYTES_PER_S
 
 
 def _run_worker(
