@@ -138,12 +138,16 @@ def measure(
     )
 
 
-def _loading_s(models: dict[str, Path], settings: TimingSettings) -> float:
-    """Seconds that loading may take at most, where models too large to be live at once are loaded for each visit."""
-    size = sum(
+def total_bytes(models: dict[str, Path]) -> int:
+    """Size of all models' files, an IR's weights included."""
+    return sum(
         part.stat().st_size for path in models.values() for part in (path, path.with_suffix(".bin")) if part.is_file()
     )
-    return (settings.min_rounds + 1) * size / SLOWEST_LOADING_BYTES_PER_S
+
+
+def _loading_s(models: dict[str, Path], settings: TimingSettings) -> float:
+    """Seconds that loading may take at most, where models too large to be live at once are loaded for each visit."""
+    return (settings.min_rounds + 1) * total_bytes(models) / SLOWEST_LOADING_BYTES_PER_S
 
 
 def _run_worker(

@@ -20,7 +20,7 @@ import psutil
 
 from instatune_deploy.device.rounds import STATISTICS, Round, calm_rounds, label_interval, schedule
 from instatune_deploy.device.runtimes.base import Runtime, Session, get_runtime
-from instatune_deploy.device.timing import TimingSettings
+from instatune_deploy.device.timing import TimingSettings, total_bytes
 from instatune_deploy.errors import InstatuneError, MeasurementError
 from instatune_deploy.values.target import Deployment
 
@@ -132,13 +132,7 @@ def run_rounds(bench: Bench, anchor: str, *, seed: int) -> list[Round]:
 
 def fits_in_memory(models: dict[str, Path], available_bytes: int) -> bool:
     """Whether sessions of all `models` can be live at once with memory to spare."""
-    size = sum(
-        sibling.stat().st_size
-        for path in models.values()
-        for sibling in (path, path.with_suffix(".bin"))
-        if sibling.is_file()
-    )
-    return size * _MEMORY_A_FILE_BYTE < _MEMORY_SHARE * available_bytes
+    return total_bytes(models) * _MEMORY_A_FILE_BYTE < _MEMORY_SHARE * available_bytes
 
 
 def work(spec: dict[str, Any], inputs: dict[str, np.ndarray]) -> dict[str, Any]:
