@@ -12,6 +12,7 @@ from instatune_deploy.device.lowering.openvino import to_openvino
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.errors import MeasurementError
 from instatune_deploy.values.space import Architecture
+from instatune_deploy.values.target import Deployment
 
 if TYPE_CHECKING:
     import torch
@@ -36,15 +37,16 @@ class ProbeFiles:
         self._example_inputs = example_inputs
         self._directory = directory
 
-    def path(self, architecture: Architecture, runtime: str) -> Path:
-        """The file of `architecture` that `runtime` loads; exports it if it is not there yet.
+    def path(self, architecture: Architecture, deployment: Deployment) -> Path:
+        """The file of `architecture` that `deployment` loads; makes it if it is not there yet.
 
         Raises:
             ArtifactError: the network cannot be exported.
             MeasurementError: networks cannot be lowered for this runtime.
         """
+        runtime = deployment.runtime
         name = f"{architecture.depth}L-{hashlib.sha256(str(architecture).encode()).hexdigest()[:16]}"
-        wanted = self._directory / name / get_runtime(runtime).model_file
+        wanted = self._directory / name / get_runtime(runtime).model_file(deployment)
         onnx_path = wanted.with_name("model.onnx")
         if runtime not in ("onnxruntime", "openvino"):
             raise MeasurementError(f"networks cannot be lowered for runtime {runtime!r}")

@@ -42,7 +42,8 @@ class Artifact:
 
     def model_file(self, deployment: Deployment | None = None) -> Path:
         """The file that the artifact's deployment, or another one, loads."""
-        return self.directory / get_runtime((deployment or self.manifest.deployment).runtime).model_file
+        deployment = deployment or self.manifest.deployment
+        return self.directory / get_runtime(deployment.runtime).model_file(deployment)
 
 
 def export(

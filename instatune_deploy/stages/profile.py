@@ -27,8 +27,8 @@ from instatune_deploy.values.target import Deployment, Target
 class ProbeSource(Protocol):
     """Where the files of networks to measure come from."""
 
-    def path(self, architecture: Architecture, runtime: str) -> Path:
-        """The file of `architecture`, of any weights, that `runtime` loads."""
+    def path(self, architecture: Architecture, deployment: Deployment) -> Path:
+        """The file of `architecture`, of any weights, that `deployment` loads."""
         ...
 
 
@@ -164,7 +164,7 @@ def profile(
     """
     machine = detect()  # before measuring, for its load is what others cause
     probes, held = probe_architectures(space), heldout_architectures(space, heldout, seed=seed)
-    files = {str(network): networks.path(network, deployment.runtime) for network in (*probes, *held)}
+    files = {str(network): networks.path(network, deployment) for network in (*probes, *held)}
     by_cost = sorted(probes, key=lambda architecture: count_macs(shape, architecture))
     measurement = measure(
         files,

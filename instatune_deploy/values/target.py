@@ -11,15 +11,17 @@ import yaml
 
 from instatune_deploy.errors import TargetError, UnknownNameError
 
-Runtime = Literal["onnxruntime", "openvino", "fake"]
-Precision = Literal["fp32", "bf16"]
+Runtime = Literal["onnxruntime", "openvino", "torch", "fake"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+#: Where a runtime computes: ONNX Runtime's CUDA or TensorRT provider, OpenVINO's GPU or NPU, torch's CUDA.
+Device = Literal["cpu", "cuda", "tensorrt", "gpu", "npu"]
 
 _SHORT = {"onnxruntime": "ort", "openvino": "ov"}
 
 
 @dataclass(frozen=True, order=True)
 class Deployment:
-    """How a network is run: runtime, arithmetic precision, threads (count), batch (samples a call).
+    """How a network is run: runtime, arithmetic precision, threads (count), batch (samples a call), device.
 
     `needs` are CPU instruction sets without which this deployment makes no sense, such as bf16 without hardware for it.
     """
@@ -31,12 +33,14 @@ class Deployment:
     threads: int = 1
     batch: int = 1
     needs: tuple[str, ...] = ()
+    device: Device = "cpu"
 
     @property
     def name(self) -> str:
-        """``ort-fp32-1t``; batches of more than one sample are named too."""
+        """``ort-fp32-1t`` on a CPU, ``ort-fp16-cuda`` elsewhere; batches of more than one sample are named too."""
+        where = f"{self.threads}t" if self.device == "cpu" else self.device
         batch = f"-b{self.batch}" if self.batch != 1 else ""
-        return f"{_SHORT.get(self.runtime, self.runtime)}-{self.precision}-{self.threads}t{batch}"
+        return f"{_SHORT.get(self.runtime, self.runtime)}-{self.precision}-{where}{batch}"
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def arrays(tiny: Any) -> dict[str, np.ndarray]:
 
 
 def file_for(tiny: Any, runtime: str) -> Path:
-    return tiny.directory / get_runtime(runtime).model_file
+    return tiny.directory / get_runtime(runtime).model_file(Deployment(runtime))
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -65,7 +65,7 @@ def test_a_closed_session_does_not_run(tiny_bert: Any, runtime: str) -> None:
 
 @pytest.mark.parametrize("runtime", [*RUNTIMES, "fake"])
 def test_damaged_and_absent_files_are_one_line(tmp_path: Path, runtime: str) -> None:
-    path = tmp_path / get_runtime(runtime).model_file
+    path = tmp_path / get_runtime(runtime).model_file(Deployment(runtime))
     for content in (None, b"nothing of the kind"):
         if content:
             path.write_bytes(content)

@@ -180,7 +180,7 @@ def test_warming_up_goes_on_until_the_median_settles_but_not_forever(fake_file) 
 def test_real_runtimes_are_measured(tiny_bert: Any, runtime: str, threads: int) -> None:
     if threads > len(os.sched_getaffinity(0)):
         pytest.skip("not so many CPUs")
-    path = tiny_bert.directory / get_runtime(runtime).model_file
+    path = tiny_bert.directory / get_runtime(runtime).model_file(Deployment(runtime))
     inputs = {name: value.numpy() for name, value in tiny_bert.inputs(1, 16).items()}
     settings = TimingSettings(seconds=0.2, visit_ms=1)
     deployment = Deployment(runtime, threads=threads)

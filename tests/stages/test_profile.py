@@ -135,7 +135,7 @@ class FakeNetworks:
         self.directory, self.slow = directory, slow or {}
         self.asked: list[Architecture] = []
 
-    def path(self, architecture: Architecture, runtime: str) -> Path:
+    def path(self, architecture: Architecture, deployment: Deployment) -> Path:
         self.asked.append(architecture)
         path = self.directory / f"{len(self.asked)}.json"
         ms = true_ms(architecture) * self.slow.get(architecture, 1)
@@ -208,14 +208,14 @@ def test_probe_files_are_made_once_and_profiled_on_real_runtimes(tmp_path: Path)
         assert "=" in table.versions["session_options"]
         assert LatencyTable.from_json(table.to_json()) == table
     assert len(built) == len(set(built)) == len(probe_architectures(space))
-    networks.path(space.largest, "openvino").unlink()
-    assert networks.path(space.largest, "openvino").is_file()
+    networks.path(space.largest, Deployment("openvino")).unlink()
+    assert networks.path(space.largest, Deployment("openvino")).is_file()
     assert len(built) == len(set(built))
 
 
 def test_probe_files_know_which_runtimes_load_files(tmp_path: Path) -> None:
     networks = ProbeFiles(tiny_bert, {}, tmp_path)
     with pytest.raises(MeasurementError, match="fake"):
-        networks.path(Architecture.uniform(1, 1, 8), "fake")
+        networks.path(Architecture.uniform(1, 1, 8), Deployment("fake"))
     with pytest.raises(UnknownNameError):
-        networks.path(Architecture.uniform(1, 1, 8), "tensorflow")
+        networks.path(Architecture.uniform(1, 1, 8), Deployment("tensorflow"))

@@ -36,8 +36,10 @@ class Runtime(Protocol):
     """A way to run a network's file."""
 
     name: str
-    model_file: str
-    """Name of the file in an artifact that this runtime loads."""
+
+    def model_file(self, deployment: Deployment) -> str:
+        """Name of the file in an artifact that this runtime loads for the deployment's precision."""
+        ...
 
     def load(self, path: Path, deployment: Deployment) -> Session:
         """The network in `path`, ready to run with the deployment's precision and threads.

@@ -29,12 +29,15 @@ class FakeRuntime:
     """Loads ``fake.json``."""
 
     name = "fake"
-    model_file = "fake.json"
 
     def __init__(self) -> None:
         self.elapsed_s = 0.0
         self.live = 0
         self.most_live = 0
+
+    def model_file(self, deployment: Deployment) -> str:
+        """See `Runtime.model_file`."""
+        return "fake.json"
 
     def load(self, path: Path, deployment: Deployment) -> FakeSession:
         """See `Runtime.load`."""

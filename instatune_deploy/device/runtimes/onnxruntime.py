@@ -41,7 +41,10 @@ class OnnxRuntime:
     """Loads ``model.onnx``; computes in fp32."""
 
     name = "onnxruntime"
-    model_file = "model.onnx"
+
+    def model_file(self, deployment: Deployment) -> str:
+        """See `Runtime.model_file`."""
+        return "model.onnx" if deployment.precision == "fp32" else f"model_{deployment.precision}.onnx"
 
     def load(self, path: Path, deployment: Deployment) -> OnnxSession:
         """See `Runtime.load`."""

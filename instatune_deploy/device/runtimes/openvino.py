@@ -41,7 +41,10 @@ class OpenVino:
     """Loads ``openvino_model.xml`` (or an ONNX file); computes in fp32 or bf16."""
 
     name = "openvino"
-    model_file = "openvino_model.xml"
+
+    def model_file(self, deployment: Deployment) -> str:
+        """See `Runtime.model_file`."""
+        return "openvino_model_int8.xml" if deployment.precision == "int8" else "openvino_model.xml"
 
     def load(self, path: Path, deployment: Deployment) -> OpenVinoSession:
         """See `Runtime.load`."""
