@@ -22,12 +22,14 @@ from instatune_deploy.stages.evaluate import Evaluator
 from instatune_deploy.stages.finetune import finetune
 from instatune_deploy.stages.predict import AccuracyPredictor, fit_predictor
 from instatune_deploy.stages.search import RoundReport, SearchSettings, search
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import Evaluation, ParetoFront
-from instatune_deploy.values.latency import LatencyTable, find_table
+from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import ModelShape
 from instatune_deploy.values.recipe import Recipe
+from instatune_deploy.values.shelf import find_table
 from instatune_deploy.values.space import SearchSpace
-from instatune_deploy.values.target import Deployment, Target, find_target
+from instatune_deploy.values.target import Target, find_target
 from instatune_deploy.workspace import (
     Workspace,
     content_key,
@@ -166,13 +168,13 @@ class Job:
         places = data_directories("latency_tables", self.workspace.path("tables"))
         table, passed_over = find_table(
             target.name, self.shape.signature, deployment, self.supernet.space, places, machine=detect(),
-            versions=runtime_versions(),
+            versions=runtime_versions(), foreign=self.recipe.profile.foreign_tables,
         )  # fmt: skip
         for line in passed_over:
             self.report(line)
         if table is None:
-            table = self.prober.table(target, deployment, self.recipe.profile, seed=self.recipe.seed)
-            write_text(self.workspace.path("tables", table.file_name), table.to_json())
+            out = self.workspace.path("tables")
+            table = self.prober.table(target, deployment, self.recipe.profile, out, seed=self.recipe.seed)
         self.report(describe_table(table))
         return table
 

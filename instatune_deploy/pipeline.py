@@ -8,16 +8,17 @@ from pathlib import Path
 
 import yaml
 
-from instatune_deploy.device.timing import TimingSettings
+from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.errors import InfeasibleBudgetError
 from instatune_deploy.job import Job, Report
 from instatune_deploy.stages.confirm import Confirmation, confirm
 from instatune_deploy.stages.export import Artifact, export, open_artifact
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import Measured, ParetoFront, Predicted
 from instatune_deploy.values.recipe import Recipe, parse_budget, read_recipe
 from instatune_deploy.values.selection import Selection
 from instatune_deploy.values.space import Architecture
-from instatune_deploy.values.target import Deployment, Target
+from instatune_deploy.values.target import Target
 from instatune_deploy.workspace import (
     Workspace,
     content_key,
@@ -27,6 +28,8 @@ from instatune_deploy.workspace import (
 )
 
 RECIPE_FILE = "recipe.yaml"
+#: Training rows that quantisation is calibrated on.
+CALIBRATION_ROWS = 128
 
 
 def run(recipe: Recipe, workspace: Workspace, report: Report) -> list[Selection]:
@@ -163,9 +166,12 @@ def export_network(
     """The artifact of any architecture of the space, or of the full network, in `directory`."""
     rows = job.data.search.rows.select(range(min(32, len(job.data.search))))
     _, samples = next(job.processor.batches(rows, 32))
+    train = job.data.train.rows.select(range(min(CALIBRATION_ROWS, len(job.data.train))))
+    calibration = [inputs for _, inputs in job.processor.batches(train, 8)]
     job.report(f"exporting {architecture} for {deployment.name}")
     return export(
-        job.supernet.extract(architecture), architecture, deployment, job.shape, job.processor, samples, directory,
+        job.supernet.extract(architecture), architecture, deployment, job.shape, job.processor, samples, calibration,
+        directory,
         target=target.name, metric=job.recipe.metric, predicted=predicted,
     )  # fmt: skip
 
@@ -179,5 +185,7 @@ def _confirm(job: Job, artifact: Artifact, full: Artifact, deployment: Deploymen
     return confirm(
         artifact.model_file(deployment), full.model_file(deployment), deployment, job.report_split, job.processor,
         job.prober.inputs(deployment), metric=job.recipe.metric, seed=job.recipe.seed,
-        settings=TimingSettings(seconds=job.recipe.profile.confirm_seconds / 2, min_rounds=12),
+        settings=TimingSettings(
+            seconds=job.recipe.profile.confirm_seconds, wait_s=job.recipe.profile.wait_seconds, min_rounds=12
+        ),
     )  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +14,22 @@ from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
 from instatune_deploy.device.fingerprint import check_target, detect, usable_deployments
 from instatune_deploy.device.probes import ProbeFiles
-from instatune_deploy.device.timing import TimingSettings
+from instatune_deploy.device.samples import Samples
+from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.elastic.pretrained import load_config, space_for
 from instatune_deploy.elastic.probing import probing_supernet, random_model, synthetic_inputs
 from instatune_deploy.elastic.subnetwork import model_shape
 from instatune_deploy.elastic.supernet import SPACE_FILE
-from instatune_deploy.stages.profile import profile
+from instatune_deploy.errors import TableError
+from instatune_deploy.stages.profile import Plan, Profiled, plan, profile
+from instatune_deploy.stages.profile.table import refit
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.latency import LatencyTable
+from instatune_deploy.values.manifest import sha256_file
 from instatune_deploy.values.recipe import ProfileSection, read_recipe
 from instatune_deploy.values.space import SearchSpace
-from instatune_deploy.values.target import Deployment, Target, find_target
-from instatune_deploy.workspace import content_key, data_directories, write_text
+from instatune_deploy.values.target import Target, find_target
+from instatune_deploy.workspace import content_key, data_directories, write_bytes, write_text
 
 Report = Callable[[str], None]
 
@@ -45,8 +50,8 @@ class Prober:
         self.space, self.report, self.seed = space, report, seed
         self.config, self.tokens, self.shape = model.config, tokens, model_shape(model, tokens)
         examples = {name: torch.from_numpy(array) for name, array in self._inputs(2).items()}
-        key = content_key(self.shape.signature, space.to_dict())
-        self.files = ProbeFiles(probing_supernet(model, space).extract, examples, directory / key)
+        self.directory = directory / content_key(self.shape.signature, space.to_dict())
+        self.files = ProbeFiles(probing_supernet(model, space).extract, examples, self.directory, space)
 
     def inputs(self, deployment: Deployment) -> dict[str, np.ndarray]:
         """A batch to time the deployment with."""
@@ -55,16 +60,64 @@ class Prober:
     def _inputs(self, batch: int) -> dict[str, np.ndarray]:
         return synthetic_inputs(self.config, self.tokens, batch, seed=self.seed)
 
-    def table(self, target: Target, deployment: Deployment, settings: ProfileSection, *, seed: int) -> LatencyTable:
-        """A table measured now, on this machine."""
-        networks = settings.heldout + len(self.space.head_choices) + len(self.space.ffn_choices) + 1
-        self.report(
-            f"profiling {target.name}/{deployment.name}: about {networks} networks, {settings.seconds:g} s at most"
+    def plan(self, settings: ProfileSection, *, seed: int) -> Plan:
+        """What is measured for a table."""
+        timing = TimingSettings(seconds=settings.seconds, wait_s=settings.wait_seconds)
+        return plan(
+            self.space, heldout=settings.heldout, seed=seed, settings=timing, spare_probes=settings.spare_probes
         )
-        return profile(
-            target, deployment, self.space, self.shape, self.files, self.inputs(deployment), seed=seed,
-            settings=TimingSettings(seconds=settings.seconds / networks), heldout=settings.heldout,
-        )  # fmt: skip
+
+    def table(
+        self, target: Target, deployment: Deployment, settings: ProfileSection, out: Path, *, seed: int
+    ) -> LatencyTable:
+        """A table measured now, on this machine, and written to `out` with every run it was made from.
+
+        What was measured before an interruption counts; a table that was finished before it is not measured again.
+        """
+        planned = self.plan(settings, seed=seed)
+        journal = self.directory / f"{target.name}-{deployment.name}"
+        finished = journal.with_suffix(".done")
+        place = out / f"{target.name}/{self.shape.signature}/{deployment.name}.json"
+        if finished.is_file() and place.is_file():
+            self.report(f"{target.name}/{deployment.name}: measured before the interruption")
+            return LatencyTable.from_json(place.read_text(encoding="utf-8"), str(place))
+        self.report(
+            f"profiling {target.name}/{deployment.name}: {len(planned.probes)} probes and {len(planned.heldout)} held-out "
+            f"networks, {planned.settings.seconds:.0f} s of measuring at most"
+        )
+        found = profile(
+            target, deployment, planned, self.shape, self.files, self.inputs(deployment), seed=seed, journal=journal
+        )
+        write_table(out, found)
+        finished.touch()
+        shutil.rmtree(journal, ignore_errors=True)
+        return found.table
+
+
+def refit_table(path: Path) -> LatencyTable:
+    """The table in `path`, fitted again to the runs beside it, and written anew.
+
+    Raises:
+        TableError: the table is damaged, or the runs are missing or not those it was made from.
+    """
+    if not path.is_file():
+        raise TableError(f"{path}: there is no such latency table")
+    table = LatencyTable.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    raw_path = path.with_name(path.name.removesuffix(".json") + ".samples.npz")
+    if not raw_path.is_file():
+        raise TableError(f"{raw_path}: missing: without its runs a table cannot be fitted again")
+    if (found := sha256_file(raw_path)) != table.raw_sha256:
+        raise TableError(f"{raw_path}: is not what {path.name} was made from: its SHA-256 differs")
+    # The file stays as it is, whatever this release would write.
+    fitted = replace(refit(table, Samples.read(raw_path)), raw_sha256=found)
+    write_text(path, fitted.to_json())
+    return fitted
+
+
+def write_table(out: Path, found: Profiled) -> None:
+    """Write a table and, before it, every run it was made from."""
+    write_bytes(out / found.table.raw_name, found.raw.to_bytes())
+    write_text(out / found.table.file_name, found.table.to_json())
 
 
 @dataclass(frozen=True)
@@ -122,25 +175,24 @@ def profile_model(
     for line in left_out:
         report(line)
     probes = out / ".probes"
-    try:
-        prober = Prober(random_model(wanted.config), wanted.space, tokens, probes, report, seed=seed)
-        report(f"profiling {wanted.what}, signature {prober.shape.signature}, on {target.name}")
-        tables = []
-        for deployment in usable:
-            table = prober.table(target, deployment, settings, seed=seed)
-            write_text(out / table.file_name, table.to_json())
-            report(describe_table(table))
-            tables.append(table)
-    finally:
-        shutil.rmtree(probes, ignore_errors=True)
+    prober = Prober(random_model(wanted.config), wanted.space, tokens, probes, report, seed=seed)
+    report(f"profiling {wanted.what}, signature {prober.shape.signature}, on {target.name}")
+    tables = []
+    for deployment in usable:
+        tables.append(prober.table(target, deployment, settings, out, seed=seed))
+        report(describe_table(tables[-1]))
+    # Not where it was interrupted: the same command then goes on from here.
+    shutil.rmtree(probes, ignore_errors=True)
     return tables
 
 
 def describe_table(table: LatencyTable) -> str:
     """A table's error in a line."""
     error = table.error
+    other = table.disturbance
+    busy = f", while others used {other.others_cpus:.2f} CPUs" if other.others_cpus + other.stolen_cpus > 0.2 else ""
     return (
         f"latency table {table.target}/{table.deployment.name}: {len(table.samples)} probes, predicted against measured "
         f"on {error.n} held-out networks: MAPE {error.mape_pct:.2f}%, max {error.max_pct:.2f}%, Kendall tau "
-        f"{error.kendall_tau:.3f}, noise floor {error.noise_floor_pct:.2f}%"
+        f"{error.kendall_tau:.3f}, noise floor {error.noise_floor_pct:.2f}%; measured in {table.measure_s:.0f} s{busy}"
     )

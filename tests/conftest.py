@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from hypothesis import settings
 
-from instatune_deploy.values.latency import HeldOutError, LatencyTable, Machine
+from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.latency import Disturbance, HeldOutError, LatencyTable, Machine
 from instatune_deploy.values.space import SearchSpace
-from instatune_deploy.values.target import Deployment
 
 # The same examples in every run: a law that fails here fails everywhere.
 settings.register_profile("laws", deadline=None, derandomize=True)
@@ -27,7 +27,9 @@ def build_table(space: SearchSpace, deployment: Deployment | None = None, ms: fl
         switch_ms=0.0,
         ffn_ms={ffn: ms * ffn / 1024 for ffn in space.ffn_choices},
         percentile_ratio={"p50": 1.0, "p90": 1.25, "p99": 1.5},
-        statistic="median",
+        interval_pct={"label": 2.0, "p50": 3.0, "p90": 6.0, "p99": 20.0},
+        trees=(),
+        fit="by hand",
         samples=(),
         heldout=(),
         error=HeldOutError(1.0, 2.0, 100.0, 0.98, 0.5, 8),
@@ -35,7 +37,11 @@ def build_table(space: SearchSpace, deployment: Deployment | None = None, ms: fl
         versions={"onnxruntime": "1.22.0", "openvino": "2025.3.0"},
         date="2025-01-01T00:00:00Z",
         measure_s=12.5,
-        rejected_rounds=0,
+        disturbance=Disturbance(0.0, 0.0, 0.0, 0.0, 0.0),
+        options={"threads": "1"},
+        settings={"rounds": 6.0},
+        heldout_s=3.0,
+        raw_sha256=None,
     )
 
 

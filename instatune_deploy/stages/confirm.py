@@ -11,10 +11,11 @@ from instatune_deploy.data.dataset import Split
 from instatune_deploy.data.metrics import score
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.runtimes.base import get_runtime
-from instatune_deploy.device.timing import TimingSettings, measure
+from instatune_deploy.device.settings import TimingSettings
+from instatune_deploy.device.timing import measure
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import Measured
 from instatune_deploy.values.latency import LatencySample
-from instatune_deploy.values.target import Deployment
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def confirm(
     """
     value = measured_metric(model_file, deployment, split, processor, metric)
     files = {"full": full_file} if model_file == full_file else {"full": full_file, "artifact": model_file}
-    samples = measure(files, inputs, deployment, anchor="full", seed=seed, settings=settings).samples
+    samples = measure(files, inputs, deployment, seed=seed, settings=settings).samples
     sample = samples["full" if model_file == full_file else "artifact"]
     measured = Measured(
         value, len(split), sample.label_ms, sample.p50_ms, sample.p90_ms, sample.p99_ms, latency_n=sample.n

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,15 +13,18 @@ from transformers import PreTrainedModel
 
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.fingerprint import runtime_versions
+from instatune_deploy.device.lowering.half import to_fp16
 from instatune_deploy.device.lowering.onnx import export_onnx
 from instatune_deploy.device.lowering.openvino import to_openvino
+from instatune_deploy.device.lowering.quantize import quantize_onnx_dynamic, quantize_onnx_static, quantize_openvino
+from instatune_deploy.device.lowering.torch import export_torch
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.errors import ArtifactError
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import Measured, Predicted
 from instatune_deploy.values.macs import ModelShape, count_macs, count_parameters
 from instatune_deploy.values.manifest import Manifest, Parity
 from instatune_deploy.values.space import Architecture
-from instatune_deploy.values.target import Deployment, Runtime
 from instatune_deploy.workspace import new_directory
 
 #: Largest absolute difference of logits that an fp32 file may have from the torch network.
@@ -48,19 +52,20 @@ class Artifact:
 
 def export(
     network: PreTrainedModel, architecture: Architecture, deployment: Deployment, shape: ModelShape,
-    processor: Processor, samples: dict[str, np.ndarray], directory: Path, *, target: str, metric: str,
-    predicted: Predicted | None,
+    processor: Processor, samples: dict[str, np.ndarray], calibration: Sequence[dict[str, np.ndarray]],
+    directory: Path, *, target: str, metric: str, predicted: Predicted | None,
 ) -> Artifact:  # fmt: skip
     """Write the artifact of a sub-network; `directory` appears only when every file was checked.
 
     Args:
         network: the extracted sub-network; `architecture`: what it is; `shape`: of the full network.
-        deployment: what it was selected for; the artifact holds the files of every runtime all the same.
+        deployment: what it was selected for; the artifact holds the fp32 files of ONNX Runtime and OpenVINO all the same.
         samples: real inputs by name, batch first, on which the files' outputs are compared with the network's.
+        calibration: real training inputs, batches of them, from which quantisation learns how large activations are.
         directory: the artifact; replaced if it exists.
 
     Raises:
-        ArtifactError: a file's outputs differ from the network's by over 1e-4 in fp32.
+        ArtifactError: a file's outputs differ from the network's by over 1e-4 in fp32, or are no numbers.
     """
     tensors = {name: torch.from_numpy(array) for name, array in samples.items()}
     network.eval()
@@ -72,8 +77,12 @@ def export(
         onnx_path, xml_path = draft / "model.onnx", draft / "openvino_model.xml"
         export_onnx(network, tensors, onnx_path)
         to_openvino(onnx_path, xml_path)
-        files: tuple[tuple[Path, Runtime], ...] = ((onnx_path, "onnxruntime"), (xml_path, "openvino"))
-        parity = {path.name: _check_parity(path, Deployment(runtime), samples, expected) for path, runtime in files}
+        files = {onnx_path: Deployment("onnxruntime"), xml_path: Deployment("openvino")}
+        own_path = draft / get_runtime(deployment.runtime).model_file(deployment)
+        if own_path not in files:
+            _lower(network, tensors, calibration, draft, own_path, deployment)
+            files[own_path] = deployment
+        parity = {path.name: _check_parity(path, how, samples, expected) for path, how in files.items()}
         manifest = Manifest(
             architecture=str(architecture), task=processor.task, metric=metric, target=target,
             deployment=deployment, signature=shape.signature,
@@ -85,6 +94,24 @@ def export(
     return Artifact(directory, Manifest.read(directory))
 
 
+def _lower(
+    network: PreTrainedModel, example: dict[str, torch.Tensor], calibration: Sequence[dict[str, np.ndarray]],
+    draft: Path, path: Path, deployment: Deployment,
+) -> None:  # fmt: skip
+    """Write the file of a deployment that runs neither fp32 file: quantised, in half precision, or for torch."""
+    onnx_path, xml_path = draft / "model.onnx", draft / "openvino_model.xml"
+    if deployment.runtime == "torch":
+        export_torch(network, example, path, precision=deployment.precision)
+    elif deployment.precision == "fp16":
+        to_fp16(onnx_path, path)
+    elif deployment.runtime == "openvino":
+        quantize_openvino(xml_path, path, calibration)
+    elif any(value.is_floating_point() for value in example.values()):
+        quantize_onnx_static(onnx_path, path, calibration)
+    else:
+        quantize_onnx_dynamic(onnx_path, path)
+
+
 def _check_parity(path: Path, deployment: Deployment, samples: dict[str, np.ndarray], expected: np.ndarray) -> Parity:
     session = get_runtime(deployment.runtime).load(path, deployment)
     try:
@@ -92,7 +119,10 @@ def _check_parity(path: Path, deployment: Deployment, samples: dict[str, np.ndar
     finally:
         session.close()
     error = float(np.abs(found - expected).max())
-    if not error <= FP32_TOLERANCE:  # also where it is not a number
+    if not np.isfinite(error):
+        raise ArtifactError(f"{path.name}: its outputs are no finite numbers")
+    # What fewer bits cost is measured as accuracy when the file is confirmed.
+    if deployment.precision == "fp32" and error > FP32_TOLERANCE:
         raise ArtifactError(
             f"{path.name}: its fp32 outputs differ from the network's by {error:.2g}, over {FP32_TOLERANCE:g}"
         )

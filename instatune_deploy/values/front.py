@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from instatune_deploy.errors import InfeasibleBudgetError
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.space import Architecture
-from instatune_deploy.values.target import Deployment
 
 
 @dataclass(frozen=True)

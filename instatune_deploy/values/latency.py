@@ -6,27 +6,32 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import pydantic
 
-from instatune_deploy.errors import TableError
+from instatune_deploy.errors import TableError, UsageError
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.space import Architecture, SearchSpace
-from instatune_deploy.values.target import Deployment
+from instatune_deploy.values.trees import evaluate, problem
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PERCENTILES = ("p50", "p90", "p99")
+#: The feature that counts layers unlike the one before.
+SWITCH = "switch"
 
 
 @dataclass(frozen=True)
 class LatencySample:
-    """Measured latency of one architecture in `n` runs: what is predicted (`label_ms`), and percentiles."""
+    """Measured latency of one architecture in `n` runs: what is predicted (`label_ms`), and percentiles of the runs."""
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
 
     architecture: str
     label_ms: float
+    interval_pct: float | None
+    """Half-width of the label's 95% confidence interval among the networks of one measurement (% of it); None where
+    too little was measured to say."""
     p50_ms: float
     p90_ms: float
     p99_ms: float
@@ -52,12 +57,33 @@ class HeldOutError:
     within_5_pct: float
     kendall_tau: float
     noise_floor_pct: float
+    """Mean difference between the labels of the odd and of the even rounds."""
     n: int
 
 
 @dataclass(frozen=True)
+class Disturbance:
+    """What else the machine did while a table was measured.
+
+    CPUs that other processes used and that the hypervisor took (mean), the share of runs that another process
+    interrupted, the share of rounds that were slower by 5% than the fastest quarter, and seconds waited for calm.
+    """
+
+    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+
+    others_cpus: float
+    stolen_cpus: float
+    interrupted_pct: float
+    slow_rounds_pct: float
+    waited_s: float
+
+
+@dataclass(frozen=True)
 class Machine:
-    """What measured: the parts of a machine that latency depends on, and how busy it was (1-minute load average)."""
+    """What measured: the parts of a machine that latency depends on, and how busy it was (1-minute load average).
+
+    `accelerators` are its GPUs and NPUs, each as the interface it is reached by and its name: ``cuda: NVIDIA H200``.
+    """
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
 
@@ -67,6 +93,16 @@ class Machine:
     instruction_sets: tuple[str, ...]
     memory_bytes: int
     load_1min: float
+    accelerators: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A predicted latency, and the interval that 95% of networks are in, by how far held-out networks were off."""
+
+    ms: float
+    low_ms: float
+    high_ms: float
 
 
 @dataclass(frozen=True)
@@ -74,10 +110,12 @@ class LatencyTable:
     """Latency of every architecture whose choices are in the table.
 
     ``fixed + sum over layers(attention[heads] + ffn[width]) + switch * (layers that differ from the one before)``:
-    a network of unequal layers is slower than equal ones suggest, for buffers and kernels are reused less.
+    a network of unequal layers is slower than equal ones suggest, for buffers and kernels are reused less. Where
+    `trees` (of the features in `features`) lowered the error in cross-validation, times one plus what they say.
 
-    Estimates are predictions of the label, which is the mean of the fastest quarter of runs or their median, whichever
-    was steadier here (`statistic`); or of a percentile, by the ratio to it that the measured networks had. All latencies are in ms for one call of `deployment.batch` samples.
+    Estimates are predictions of the label, which is a network's level on this machine when it is at its fastest
+    (mean of the fastest quarter of runs); or of a percentile, by what that percentile of all networks' runs was of their
+    labels. All latencies are in ms for one call of `deployment.batch` samples.
     """
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
@@ -89,38 +127,50 @@ class LatencyTable:
     attention_ms: dict[int, float]
     ffn_ms: dict[int, float]
     switch_ms: float
+    trees: tuple[Any, ...]
+    fit: str
+    """How it was fitted and why there are trees or none."""
     percentile_ratio: dict[str, float]
-    statistic: str
+    interval_pct: dict[str, float]
+    """Half-width of the 95% interval of an estimate of the ``label`` and of each percentile, in % of it."""
     samples: tuple[LatencySample, ...]
     heldout: tuple[LatencySample, ...]
     error: HeldOutError
     machine: Machine
+    disturbance: Disturbance
     versions: dict[str, str]
+    options: dict[str, str]
+    """What the runtime was set to."""
+    settings: dict[str, float]
+    """How it was sampled: rounds, precision (fraction), seconds at most, seed."""
     date: str
     measure_s: float
-    rejected_rounds: int
+    """Seconds of measuring the probes; `heldout_s`: the held-out networks, which the table does not need."""
+    heldout_s: float
+    raw_sha256: str | None
+    """SHA-256 of the file with every run that lies beside the table; None where none was kept."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
-        numbers = [
-            self.fixed_ms,
-            self.switch_ms,
-            *self.attention_ms.values(),
-            *self.ffn_ms.values(),
-            *self.percentile_ratio.values(),
-        ]
-        numbers += [
-            value for s in (*self.samples, *self.heldout) for value in (s.label_ms, s.p50_ms, s.p90_ms, s.p99_ms)
-        ]
-        if not all(math.isfinite(number) for number in numbers):
-            raise ValueError("holds a number that is not finite")
-        if any(s.label_ms <= 0 for s in (*self.samples, *self.heldout)):
-            raise ValueError("holds a latency that is not positive")
         if self.schema_version != SCHEMA_VERSION:
-            raise ValueError(f"has schema version {self.schema_version}, this release reads {SCHEMA_VERSION}")
+            raise ValueError(f"schema_version: is {self.schema_version}, this release reads {SCHEMA_VERSION}")
+        for name in ("fixed_ms", "switch_ms", "attention_ms", "ffn_ms", "percentile_ratio", "interval_pct"):
+            value = getattr(self, name)
+            if not all(math.isfinite(number) for number in (value.values() if isinstance(value, dict) else [value])):
+                raise ValueError(f"{name}: holds a number that is not finite")
+        if set(self.percentile_ratio) != set(PERCENTILES) or set(self.interval_pct) != {"label", *PERCENTILES}:
+            raise ValueError("percentile_ratio, interval_pct: must name label, p50, p90 and p99")
+        for group in ("samples", "heldout"):
+            for number, sample in enumerate(getattr(self, group)):
+                for field in ("label_ms", "p50_ms", "p90_ms", "p99_ms"):
+                    if not (math.isfinite(getattr(sample, field)) and getattr(sample, field) > 0):
+                        raise ValueError(f"{group}.{number}.{field}: holds a latency that is not a positive number")
+        for tree in self.trees:
+            if wrong := problem(tree):
+                raise ValueError(f"trees: one {wrong}")
 
     def estimate_ms(self, architecture: Architecture, percentile: str | None = None) -> float:
-        """Predicted latency in ms: the label (see `statistic`), or `percentile` (p50, p90, p99).
+        """Predicted latency in ms: the label, or `percentile` (p50, p90, p99).
 
         Raises:
             TableError: the table lacks an entry that the architecture needs; nothing is extrapolated.
@@ -132,11 +182,19 @@ class LatencyTable:
             )
         layers = sum(self.attention_ms[heads] + self.ffn_ms[ffn] for heads, ffn in architecture.layers)
         total = self.fixed_ms + layers + self.switch_ms * architecture.switches
+        if self.trees:
+            total *= 1 + evaluate(self.trees, features(architecture))
         if percentile is None:
             return total
         if percentile not in self.percentile_ratio:
             raise TableError(f"unknown percentile {percentile!r}; known: {', '.join(self.percentile_ratio)}")
         return total * self.percentile_ratio[percentile]
+
+    def estimate(self, architecture: Architecture, percentile: str | None = None) -> Estimate:
+        """Predicted latency in ms with the interval that 95% of networks are in; see `estimate_ms`."""
+        ms = self.estimate_ms(architecture, percentile)
+        share = self.interval_pct[percentile or "label"] / 100
+        return Estimate(ms, ms * max(0.0, 1 - share), ms * (1 + share))
 
     def missing(self, wanted: Architecture | SearchSpace) -> list[str]:
         """The entries, such as ``heads=7`` or ``ffn=640``, that `wanted` needs and the table lacks."""
@@ -150,7 +208,12 @@ class LatencyTable:
     @property
     def file_name(self) -> str:
         """The table's path below a directory of tables."""
-        return table_file(self.target, self.signature, self.deployment)
+        return f"{self.target}/{self.signature}/{self.deployment.name}.json"
+
+    @property
+    def raw_name(self) -> str:
+        """The path of the file with every run below a directory of tables."""
+        return self.file_name.removesuffix(".json") + ".samples.npz"
 
     def to_json(self) -> str:
         """Readable JSON that diffs line by line; `from_json` reads it back."""
@@ -164,57 +227,48 @@ class LatencyTable:
         """The table that `to_json` wrote; `source` names it in errors.
 
         Raises:
-            TableError: it is damaged; names the file and the field.
+            TableError: it is damaged or was edited; names the file and the field.
         """
         try:
-            return pydantic.TypeAdapter(LatencyTable).validate_python(json.loads(text))
+            table = pydantic.TypeAdapter(LatencyTable).validate_python(json.loads(text))
         except pydantic.ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "table"
-            raise TableError(f"{source}: {field}: {first['msg']}") from None
+            field = ".".join(str(part) for part in first["loc"])
+            # What __post_init__ raises names the field itself.
+            message = first["msg"].removeprefix("Value error, ")
+            raise TableError(": ".join(filter(None, [source, field, message]))) from None
         except ValueError as error:
             raise TableError(f"{source}: not JSON: {error}") from None
+        if table.heldout:
+            try:
+                found = table.mean_error_pct()
+            except UsageError as error:
+                raise TableError(f"{source}: heldout: {error}") from None
+            if abs(found - table.error.mape_pct) > 1e-6 * max(1.0, found):
+                raise TableError(
+                    f"{source}: error.mape_pct: is {table.error.mape_pct:.6g}, but its entries and held-out samples give "
+                    f"{found:.6g}: it was edited by hand"
+                )
+        return table
+
+    def mean_error_pct(self) -> float:
+        """Mean error of the estimates of the held-out networks, in % of their labels."""
+        errors = [abs(self.estimate_ms(Architecture.parse(s.architecture)) / s.label_ms - 1) for s in self.heldout]
+        return 100 * sum(errors) / len(errors)
 
 
-def table_file(target: str, signature: str, deployment: Deployment) -> str:
-    """Where a table for these lies below a directory of tables."""
-    return f"{target}/{signature}/{deployment.name}.json"
+def features(architecture: Architecture) -> dict[str, float]:
+    """What an estimate is made of: how many layers have each choice, and how many differ from the one before."""
+    counts: dict[str, float] = {}
+    for heads, ffn in architecture.layers:
+        for name in (f"heads={heads}", f"ffn={ffn}"):
+            counts[name] = counts.get(name, 0.0) + 1
+    return {**counts, SWITCH: float(architecture.switches)}
 
 
-def find_table(
-    target: str,
-    signature: str,
-    deployment: Deployment,
-    space: SearchSpace,
-    directories: list[Path],
-    *,
-    machine: Machine,
-    versions: dict[str, str],
-) -> tuple[LatencyTable | None, list[str]]:
-    """The first table in `directories` that covers `space` and was measured on a machine and runtime like this one.
-
-    Returns:
-        The table or None, and for each table passed over a line that says why.
-
-    Raises:
-        TableError: a table is damaged.
-    """
-    passed_over: list[str] = []
-    for directory in directories:
-        path = directory / table_file(target, signature, deployment)
-        if not path.is_file():
-            continue
-        table = LatencyTable.from_json(path.read_text(encoding="utf-8"), str(path))
-        differences = table.missing(space)
-        if table.machine.cpu_model != machine.cpu_model or table.machine.logical_cpus != machine.logical_cpus:
-            differences.append(f"measured on {table.machine.logical_cpus} x {table.machine.cpu_model}")
-        runtime = deployment.runtime
-        if table.versions.get(runtime) != versions.get(runtime):
-            differences.append(f"measured with {runtime} {table.versions.get(runtime)}")
-        if not differences:
-            return table, passed_over
-        passed_over.append(f"{path} passed over: {', '.join(differences)}")
-    return None, passed_over
+def feature_names(space: SearchSpace) -> list[str]:
+    """The features that any architecture of `space` may have."""
+    return [*(f"heads={h}" for h in space.head_choices), *(f"ffn={f}" for f in space.ffn_choices), SWITCH]
 
 
 def table_statistics(table: LatencyTable) -> dict[str, Any]:
@@ -225,6 +279,9 @@ def table_statistics(table: LatencyTable) -> dict[str, Any]:
         "signature": table.signature,
         "probes": len(table.samples),
         **{f"heldout_{k}": v for k, v in asdict(table.error).items()},
+        "interval_pct": table.interval_pct["label"],
+        "disturbance": asdict(table.disturbance),
         "measure_s": table.measure_s,
+        "heldout_s": table.heldout_s,
         "date": table.date,
     }

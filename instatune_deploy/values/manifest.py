@@ -10,8 +10,8 @@ from pathlib import Path
 import pydantic
 
 from instatune_deploy.errors import ArtifactError
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import Measured, Predicted
-from instatune_deploy.values.target import Deployment
 
 MANIFEST_NAME = "instatune.json"
 SCHEMA_VERSION = 1

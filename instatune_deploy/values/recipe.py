@@ -94,12 +94,20 @@ class SearchSection(Section):
 
 
 class ProfileSection(Section):
-    """The latency tables: networks held out of the fit to measure its error, and seconds of measuring a deployment at
-    most; and seconds at most to measure an exported file beside the full network."""
+    """The latency tables of a run.
+
+    `seconds` of measuring the probes of a deployment at most, `spare_probes` beyond those that a table needs, and
+    `heldout` networks held out of the fit to measure its error, which take half as long again; `confirm_seconds` at most
+    to measure an exported file beside the full network. A busy machine is waited out for `wait_seconds` at most. With
+    `foreign_tables`, a table of another machine or runtime version will do where there is none of this one.
+    """
 
     heldout: PositiveInt = 12
     seconds: Annotated[float, pydantic.Field(gt=0)] = 60
+    spare_probes: Annotated[int, pydantic.Field(ge=0)] = 1
     confirm_seconds: Annotated[float, pydantic.Field(gt=0)] = 30
+    wait_seconds: Annotated[float, pydantic.Field(ge=0)] = 30
+    foreign_tables: bool = False
 
 
 class Recipe(Section):

@@ -1,4 +1,4 @@
-"""Where a network will run: `Target`, a kind of device, and `Deployment`, a way to run a network on it."""
+"""`Target`: a kind of device that a network will run on, and the deployments to try there."""
 
 from __future__ import annotations
 
@@ -10,37 +10,10 @@ import pydantic
 import yaml
 
 from instatune_deploy.errors import TargetError, UnknownNameError
+from instatune_deploy.values.deployment import Deployment, Device
 
-Runtime = Literal["onnxruntime", "openvino", "torch", "fake"]
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
-#: Where a runtime computes: ONNX Runtime's CUDA or TensorRT provider, OpenVINO's GPU or NPU, torch's CUDA.
-Device = Literal["cpu", "cuda", "tensorrt", "gpu", "npu"]
-
-_SHORT = {"onnxruntime": "ort", "openvino": "ov"}
-
-
-@dataclass(frozen=True, order=True)
-class Deployment:
-    """How a network is run: runtime, arithmetic precision, threads (count), batch (samples a call), device.
-
-    `needs` are CPU instruction sets without which this deployment makes no sense, such as bf16 without hardware for it.
-    """
-
-    __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
-
-    runtime: Runtime
-    precision: Precision = "fp32"
-    threads: int = 1
-    batch: int = 1
-    needs: tuple[str, ...] = ()
-    device: Device = "cpu"
-
-    @property
-    def name(self) -> str:
-        """``ort-fp32-1t`` on a CPU, ``ort-fp16-cuda`` elsewhere; batches of more than one sample are named too."""
-        where = f"{self.threads}t" if self.device == "cpu" else self.device
-        batch = f"-b{self.batch}" if self.batch != 1 else ""
-        return f"{_SHORT.get(self.runtime, self.runtime)}-{self.precision}-{where}{batch}"
+#: Where the deployments of a target of each kind may compute.
+_DEVICES: dict[str, tuple[Device, ...]] = {"cpu": ("cpu",), "gpu": ("cuda", "tensorrt", "gpu"), "npu": ("npu",)}
 
 
 @dataclass(frozen=True)
@@ -55,38 +28,70 @@ class Workload:
 
 @dataclass(frozen=True)
 class Target:
-    """A kind of device: what it needs and which deployments to try on it."""
+    """A kind of device: what it needs and which deployments to try on it.
+
+    Args:
+        device: where its deployments compute: on the CPU, a GPU (CUDA, TensorRT, OpenVINO's GPU) or an NPU.
+        instruction_sets: of the CPU, all needed, as /proc/cpuinfo names them.
+        accelerator: the GPU or NPU needed, as a part of its entry in `Machine.accelerators`, in any case: ``cuda``,
+            ``H200``, ``openvino gpu``. None: any, where `device` is not the CPU.
+        workload: the inputs to profile with, where the recipe does not say.
+
+    Raises:
+        ValueError: fields contradict each other; names the field.
+    """
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
 
     name: str
     description: str
-    device: Literal["cpu"]
+    device: Literal["cpu", "gpu", "npu"]
     deployments: tuple[Deployment, ...]
     instruction_sets: tuple[str, ...] = ()
     workload: Workload = Workload()
+    accelerator: str | None = None
 
     def __post_init__(self) -> None:
         names = [deployment.name for deployment in self.deployments]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"deployments must be at least one and distinct, found {names}")
+        if self.accelerator is not None and self.device == "cpu":
+            raise ValueError(f"accelerator: a target with device cpu needs none, found {self.accelerator!r}")
+        if self.accelerator is not None and not self.accelerator.strip():
+            raise ValueError("accelerator: must be a part of a GPU's or NPU's name, found an empty one")
+        for index, deployment in enumerate(self.deployments):
+            if deployment.misfit:
+                raise ValueError(f"deployments.{index}: {deployment.misfit}")
+            if deployment.device not in _DEVICES[self.device]:
+                known = ", ".join(_DEVICES[self.device])
+                raise ValueError(
+                    f"deployments.{index}.device: a target with device {self.device} computes on {known}, "
+                    f"found {deployment.device}"
+                )
 
 
 def read_target(path: Path) -> Target:
     """The target that the YAML file `path` describes.
 
     Raises:
-        TargetError: the file is unreadable or a field is missing, unknown or of the wrong form.
+        TargetError: the file is unreadable or a field is missing, unknown, of the wrong form or contradicts another.
     """
     try:
         data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return pydantic.TypeAdapter(Target).validate_python(data)
+        target = pydantic.TypeAdapter(Target).validate_python(data)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise TargetError(f"{path}: {field}: {first['msg']}") from None
+        # What __post_init__ raises names the field itself.
+        raise TargetError(
+            ": ".join(filter(None, [str(path), field, first["msg"].removeprefix("Value error, ")]))
+        ) from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise TargetError(f"{path}: {' '.join(str(error).split())}") from None
+    for index, deployment in enumerate(target.deployments):
+        if deployment.runtime == "fake":  # a stand-in for tests, which build their targets without a file
+            raise TargetError(f"{path}: deployments.{index}.runtime: fake runs no networks")
+    return target
 
 
 def find_target(name: str, directories: list[Path]) -> Target:

@@ -18,8 +18,8 @@ from instatune_deploy.device.lowering.onnx import export_onnx
 from instatune_deploy.device.lowering.openvino import to_openvino
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.errors import ArtifactError
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.macs import count_macs
-from instatune_deploy.values.target import Deployment
 
 RUNTIMES = ["onnxruntime", "openvino"]
 

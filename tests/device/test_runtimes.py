@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnxruntime
+import openvino
 import pytest
 
 from instatune_deploy.device.runtimes.base import get_runtime
+from instatune_deploy.device.runtimes.openvino import FixedShapeSession
 from instatune_deploy.errors import ArtifactError, MeasurementError, TargetError, UnknownNameError
-from instatune_deploy.values.target import Deployment
+from instatune_deploy.values.deployment import Deployment
 
 RUNTIMES = ["onnxruntime", "openvino"]
 
@@ -75,13 +79,104 @@ def test_damaged_and_absent_files_are_one_line(tmp_path: Path, runtime: str) -> 
 
 
 def test_precision_is_always_set_and_never_silently_another(tiny_bert: Any) -> None:
-    openvino = get_runtime("openvino")
-    assert openvino.options(Deployment("openvino"))["INFERENCE_PRECISION_HINT"] == "f32"
-    assert openvino.options(Deployment("openvino", "bf16"))["INFERENCE_PRECISION_HINT"] == "bf16"
-    with pytest.raises(TargetError, match="bf16"):
+    runtime = get_runtime("openvino")
+    for device, precision, hint in (
+        ("cpu", "fp32", "f32"), ("cpu", "bf16", "bf16"), ("cpu", "int8", "f32"),
+        ("gpu", "fp32", "f32"), ("gpu", "fp16", "f16"), ("gpu", "int8", "f16"), ("npu", "int8", "f16"),
+    ):  # fmt: skip
+        deployment = Deployment("openvino", precision, device=device)
+        assert runtime.options(deployment)["INFERENCE_PRECISION_HINT"] == hint
+    with pytest.raises(TargetError, match="does not compute in bf16"):
         get_runtime("onnxruntime").load(tiny_bert.onnx, Deployment("onnxruntime", "bf16"))
     with pytest.raises(TargetError, match="int4"):
-        openvino.load(tiny_bert.xml, Deployment("openvino", "int4"))
+        runtime.load(tiny_bert.xml, Deployment("openvino", "int4"))
+
+
+def test_options_are_those_of_the_device() -> None:
+    ov, onnx = get_runtime("openvino"), get_runtime("onnxruntime")
+    assert ov.options(Deployment("openvino", threads=3))["INFERENCE_NUM_THREADS"] == "3"
+    assert "INFERENCE_NUM_THREADS" not in ov.options(Deployment("openvino", "fp16", device="gpu"))
+    assert onnx.options(Deployment("onnxruntime", device="cuda"))["use_tf32"] == "0"
+    assert onnx.options(Deployment("onnxruntime", "fp16", device="tensorrt"))["trt_fp16_enable"] == "1"
+    with pytest.raises(TargetError, match="does not compute on npu"):
+        onnx.options(Deployment("onnxruntime", device="npu"))
+
+
+def test_a_runtime_names_the_file_of_each_precision() -> None:
+    onnx, ov, torch = (get_runtime(name) for name in ("onnxruntime", "openvino", "torch"))
+    assert onnx.model_file(Deployment("onnxruntime", "fp16", device="cuda")) == "model_fp16.onnx"
+    assert ov.model_file(Deployment("openvino", "fp16", device="gpu")) == "openvino_model.xml"
+    assert torch.model_file(Deployment("torch", "bf16", device="cuda")) == "model_bf16.pt2"
+
+
+class FallenBack:
+    """A session of which ONNX Runtime gave `providers`, and some operators to the CPU."""
+
+    def __init__(self, providers: list[str], on_cpu: list[str]) -> None:
+        self._providers, self._on_cpu = providers, on_cpu
+
+    def get_providers(self) -> list[str]:
+        return self._providers
+
+    def get_provider_graph_assignment_info(self) -> list[SimpleNamespace]:
+        nodes = [SimpleNamespace(op_type=name) for name in self._on_cpu]
+        return [SimpleNamespace(ep_name="CPUExecutionProvider", get_nodes=lambda: nodes)]
+
+
+def test_what_the_cpu_would_do_instead_of_the_gpu_is_refused() -> None:
+    from instatune_deploy.device.runtimes.onnxruntime import _check_providers
+
+    cuda, path = Deployment("onnxruntime", device="cuda"), Path("model.onnx")
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    _check_providers(FallenBack(both, ["Shape", "Gather"]), path, cuda)
+    with pytest.raises(TargetError, match=r"could not start CUDAExecutionProvider and fell back to CPU.*pip install"):
+        _check_providers(FallenBack(both[1:], []), path, cuda)
+    with pytest.raises(TargetError, match=r"would run Attention, MatMul of model\.onnx on the CPU"):
+        _check_providers(FallenBack(both, ["MatMul", "Shape", "Attention"]), path, cuda)
+
+
+def test_operators_are_told_apart_by_where_they_run(tiny_bert: Any) -> None:
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(str(tiny_bert.onnx), options, providers=["CPUExecutionProvider"])
+    parts = session.get_provider_graph_assignment_info()
+    assert {part.ep_name for part in parts} == {"CPUExecutionProvider"}
+    assert {"Attention", "MatMul"} <= {node.op_type for part in parts for node in part.get_nodes()}
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+@pytest.mark.skipif(
+    "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="this ONNX Runtime has the CUDA provider"
+)
+def test_a_missing_provider_is_named_and_the_cpu_does_not_step_in(tiny_bert: Any, device: str) -> None:
+    provider = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}[device]
+    with pytest.raises(
+        TargetError, match=f"no {provider}: pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+    ):
+        get_runtime("onnxruntime").load(tiny_bert.onnx, Deployment("onnxruntime", device=device))
+
+
+@pytest.mark.parametrize("device", ["gpu", "npu"])
+def test_a_missing_openvino_device_is_named_and_the_cpu_does_not_step_in(tiny_bert: Any, device: str) -> None:
+    runtime, deployment = get_runtime("openvino"), Deployment("openvino", "fp16", device=device)
+    if runtime.unavailable(deployment) is None:
+        pytest.skip(f"OpenVINO finds a {device} here")
+    with pytest.raises(TargetError, match=rf"OpenVINO finds no {device.upper()}, only CPU.*: install Intel's"):
+        runtime.load(tiny_bert.xml, deployment)
+
+
+def test_a_device_of_fixed_shapes_runs_any_shape(tiny_bert: Any) -> None:
+    dynamic = get_runtime("openvino").load(tiny_bert.xml, Deployment("openvino"))
+    options = get_runtime("openvino").options(Deployment("openvino"))
+    fixed = FixedShapeSession(tiny_bert.xml, openvino.Core().read_model(tiny_bert.xml), "CPU", options)
+    for batch, tokens in ((1, 16), (3, 7), (3, 7), (1, 16)):
+        inputs = {name: value.numpy() for name, value in tiny_bert.inputs(batch, tokens).items()}
+        np.testing.assert_allclose(fixed.run(inputs), dynamic.run(inputs), atol=1e-5)
+    with pytest.raises(MeasurementError, match="needs input input_ids"):
+        fixed.run({})
+    fixed.close()
+    with pytest.raises(ArtifactError, match="closed"):
+        fixed.run(inputs)
 
 
 def test_openvino_reads_onnx_too(tiny_bert: Any) -> None:

@@ -22,9 +22,9 @@ from instatune_deploy.elastic.families import supported_families
 from instatune_deploy.elastic.importance import first_order_importance, layer_drop_order, sort_by_importance
 from instatune_deploy.elastic.subnetwork import load_subnetwork
 from instatune_deploy.elastic.supernet import Supernet, load_supernet, save_supernet
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.macs import count_macs, count_parameters
 from instatune_deploy.values.space import SearchSpace
-from instatune_deploy.values.target import Deployment
 from tests.helpers import FAMILIES, Family, make_family
 
 pytestmark = pytest.mark.parametrize("name", list(FAMILIES))

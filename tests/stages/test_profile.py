@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -13,21 +14,17 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification
 
 from instatune_deploy.device.probes import ProbeFiles
-from instatune_deploy.device.timing import TimingSettings
+from instatune_deploy.device.samples import Samples
+from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.errors import MeasurementError, UnknownNameError
-from instatune_deploy.stages.profile import (
-    fit_table,
-    heldout_architectures,
-    heldout_error,
-    kendall_tau,
-    probe_architectures,
-    profile,
-    with_batch,
-)
+from instatune_deploy.stages.profile import Plan, Profiled, plan, profile, with_batch
+from instatune_deploy.stages.profile.design import heldout_architectures, probe_architectures
+from instatune_deploy.stages.profile.table import fit_table, heldout_error, kendall_tau, refit
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.latency import LatencySample, LatencyTable
 from instatune_deploy.values.macs import ModelShape
 from instatune_deploy.values.space import Architecture, SearchSpace
-from instatune_deploy.values.target import Deployment, Target
+from instatune_deploy.values.target import Target
 
 MINILM = SearchSpace.homogeneous(6, [3, 4, 5, 6], [6, 8, 10, 12], [512, 1024, 1536])
 SHAPE = ModelShape("bert", 384, 32, 6, 12, 1536, 128, fixed_macs=384 * 386, fixed_parameters=0)
@@ -52,34 +49,50 @@ def true_ms(architecture: Architecture) -> float:
     return 0.7 + sum(0.3 + 0.2 * heads**1.3 + 0.004 * ffn**0.9 for heads, ffn in architecture.layers)
 
 
-def test_the_minilm_space_needs_few_probes() -> None:
+def test_the_minilm_space_needs_few_probes_and_the_extremes_are_among_them() -> None:
     probes = probe_architectures(MINILM)
-    assert len(probes) <= 9
-    assert len(set(probes)) == len(probes)
-    unequal = [probe for probe in probes if probe.switches]
-    assert [probe.switches for probe in unequal] == [5, 5]
+    assert len(probes) == len(set(probes)) == 9
+    assert probes[:2] == [MINILM.largest, MINILM.smallest]
+    assert all(probe in MINILM for probe in probes)
+    assert probes == probe_architectures(MINILM)
+    assert len(probe_architectures(MINILM, 5)) == 13
+
+
+def test_the_probes_predict_with_less_noise_than_networks_of_equal_layers() -> None:
+    def spread(probes: list[Architecture]) -> float:
+        rng = np.random.default_rng(0)
+        errors = []
+        for _ in range(30):
+            noisy = {probe: true_ms(probe) * (1 + 0.01 * rng.standard_normal()) for probe in probes}
+            fit = fit_table(noisy, seed=0)
+            errors += [fit.estimate_ms(a) / true_ms(a) - 1 for a in MINILM.sample(40, seed=1)]
+        return float(np.std(errors))
+
+    equal = [Architecture.uniform(6, heads, 1536) for heads in (6, 8, 10, 12)]
+    equal += [Architecture.uniform(6, 12, ffn) for ffn in (512, 1024)]
+    equal += [Architecture.uniform(3, 12, 1536), *probe_architectures(MINILM)[2:4]]
+    assert spread(probe_architectures(MINILM)) < 0.75 * spread(equal)
 
 
 def test_what_unequal_layers_cost_is_recovered() -> None:
-    fit = fit_table({probe: true_ms(probe) + 0.05 * probe.switches for probe in probe_architectures(MINILM)})
-    assert fit.switch_ms == pytest.approx(0.05)
+    fit = fit_table({probe: true_ms(probe) + 0.05 * probe.switches for probe in probe_architectures(MINILM)}, seed=0)
+    assert fit.switch_ms == pytest.approx(0.05, rel=1e-4)
     for architecture in MINILM.sample(20, seed=0):
         assert fit.estimate_ms(architecture) == pytest.approx(true_ms(architecture) + 0.05 * architecture.switches)
 
 
 @given(spaces())
 def test_an_exact_table_is_recovered_for_every_network_of_any_space(space: SearchSpace) -> None:
-    fit = fit_table({probe: true_ms(probe) for probe in probe_architectures(space)})
+    fit = fit_table({probe: true_ms(probe) for probe in probe_architectures(space)}, seed=0)
     for architecture in [space.largest, space.smallest, *space.sample(20, seed=0)]:
         assert fit.estimate_ms(architecture) == pytest.approx(true_ms(architecture), rel=1e-6)
-    # The convention for what no measurement can tell apart.
-    assert sum(fit.attention_ms.values()) == pytest.approx(sum(fit.ffn_ms.values()), rel=1e-6)
+    assert min([*fit.attention_ms.values(), *fit.ffn_ms.values()]) >= 0
 
 
 def test_the_fit_is_of_relative_errors() -> None:
     small, large = Architecture.uniform(1, 1, 64), Architecture.uniform(9, 1, 64)
-    probes = {small: 1.0, Architecture.uniform(5, 1, 64): 6.0, large: 9.0}
-    fit = fit_table(probes)
+    probes = {small: 2.0, Architecture.uniform(5, 1, 64): 6.0, large: 9.0}
+    fit = fit_table(probes, seed=0)
     design = np.array([[1, a.depth] for a in probes])
     labels = np.array(list(probes.values()))
     best = np.linalg.lstsq(design / labels[:, None], np.ones(3), rcond=None)[0]
@@ -88,21 +101,22 @@ def test_the_fit_is_of_relative_errors() -> None:
 
 @given(spaces(), st.integers(0, 12), st.integers(0, 10))
 def test_heldout_networks_are_in_the_space_distinct_and_never_probes(space: SearchSpace, n: int, seed: int) -> None:
-    held, probes = heldout_architectures(space, n, seed=seed), set(probe_architectures(space))
+    probes = probe_architectures(space)
+    held = heldout_architectures(space, n, seed=seed, probes=probes)
     assert len(set(held)) == len(held) <= n
     assert all(a in space and a not in probes for a in held)
     unseen = space.size - sum(probe in space for probe in probes)
     assert len(held) == min(n, unseen)
-    assert held == heldout_architectures(space, n, seed=seed)
+    assert held == heldout_architectures(space, n, seed=seed, probes=probes)
 
 
 def sample(architecture: Architecture, label_ms: float, halves: tuple[float, float]) -> LatencySample:
-    return LatencySample(str(architecture), label_ms, label_ms, label_ms, label_ms, 9, halves, True)
+    return LatencySample(str(architecture), label_ms, 0.5, label_ms, label_ms, label_ms, 9, halves, True)
 
 
 def test_heldout_error_by_hand() -> None:
     one, two = Architecture.uniform(1, 1, 64), Architecture.uniform(2, 1, 64)
-    fit = fit_table({one: 10.0, two: 15.0})
+    fit = fit_table({one: 10.0, two: 15.0}, seed=0)
     error = heldout_error(fit, [sample(one, 10.0, (9.9, 10.1)), sample(two, 20.0, (20.0, 20.0))], n=2)
     assert error.mape_pct == pytest.approx(12.5)
     assert error.max_pct == pytest.approx(25)
@@ -143,34 +157,58 @@ class FakeNetworks:
         return path
 
 
+def run_stage(networks: FakeNetworks, planned: Plan, deployment: Deployment | None = None, **more: object) -> Profiled:
+    return profile(TARGET, deployment or Deployment("fake"), planned, SHAPE, networks, INPUTS, seed=1, **more)  # type: ignore[arg-type]
+
+
 def test_the_stage_finds_the_table_that_the_machine_has(tmp_path: Path) -> None:
-    networks = FakeNetworks(tmp_path)
-    table = profile(TARGET, Deployment("fake", batch=4), MINILM, SHAPE, networks, INPUTS, seed=1)
-    assert set(networks.asked) == {*probe_architectures(MINILM), *heldout_architectures(MINILM, seed=1)}
+    networks, planned = FakeNetworks(tmp_path), plan(MINILM, heldout=12, seed=1)
+    found = run_stage(networks, planned, Deployment("fake", batch=4))
+    table = found.table
+    assert networks.asked == list(planned.networks)
     for architecture in MINILM.sample(30, seed=5):
-        assert table.estimate_ms(architecture) == pytest.approx(true_ms(architecture), rel=1e-6)
-        assert table.estimate_ms(architecture, "p99") == pytest.approx(1.5 * true_ms(architecture), rel=1e-6)
+        assert table.estimate_ms(architecture) == pytest.approx(true_ms(architecture), rel=0.003)
+        assert table.estimate_ms(architecture, "p99") == pytest.approx(1.5 * true_ms(architecture), rel=0.003)
     assert table.error.n == len(table.heldout) == 12
-    assert table.error.mape_pct == pytest.approx(0, abs=1e-6)
-    assert (table.target, table.signature, table.rejected_rounds) == ("cpu-test", SHAPE.signature, 0)
+    assert table.error.mape_pct < 0.2
+    assert (table.target, table.signature) == ("cpu-test", SHAPE.signature)
     assert table.missing(MINILM) == []
     assert LatencyTable.from_json(table.to_json()) == table
+    # Every run is kept, and the table follows from them.
+    assert table.measure_s > table.heldout_s > 0
+    assert len(found.raw.wall_ms) == sum(sample.n for sample in (*table.samples, *table.heldout))
+    assert table.raw_sha256 == hashlib.sha256(found.raw.to_bytes()).hexdigest()
+    assert refit(table, found.raw) == table
+    fewer = Samples(
+        found.raw.names,
+        *(getattr(found.raw, name)[:200] for name in ("round", "model", "start_s", "wall_ms", "cpu_ms")),
+    )
+    assert refit(table, fewer).samples[0].n < table.samples[0].n
 
 
 def test_the_error_is_that_of_the_heldout_networks_alone(tmp_path: Path) -> None:
-    held = heldout_architectures(MINILM, seed=1)
-    networks = FakeNetworks(tmp_path, {held[0]: 2.0})
-    table = profile(TARGET, Deployment("fake"), MINILM, SHAPE, networks, INPUTS, seed=1)
-    assert table.error.max_pct == pytest.approx(50, rel=1e-6)
-    assert table.error.mape_pct == pytest.approx(50 / 12, rel=1e-6)
-    assert table.estimate_ms(held[0]) == pytest.approx(true_ms(held[0]), rel=1e-6)
+    planned = plan(MINILM, heldout=12, seed=1)
+    held = planned.heldout
+    table = run_stage(FakeNetworks(tmp_path, {held[0]: 2.0}), planned).table
+    assert table.error.max_pct == pytest.approx(50, abs=0.3)
+    assert table.error.mape_pct == pytest.approx(50 / 12, abs=0.2)
+    assert table.estimate_ms(held[0]) == pytest.approx(true_ms(held[0]), rel=0.003)
+    # One of twelve networks is off by half: 95% of estimates are not surer than that.
+    assert table.interval_pct["label"] > 2 * 50 / 12
 
 
 def test_a_space_of_one_network_works_and_says_that_nothing_was_held_out(tmp_path: Path) -> None:
     space = SearchSpace.homogeneous(2, [2], [4], [64])
-    table = profile(TARGET, Deployment("fake"), space, SHAPE, FakeNetworks(tmp_path), INPUTS, seed=0)
-    assert table.estimate_ms(space.largest) == pytest.approx(true_ms(space.largest))
+    table = run_stage(FakeNetworks(tmp_path), plan(space, heldout=12, seed=0)).table
+    assert table.estimate_ms(space.largest) == pytest.approx(true_ms(space.largest), rel=0.003)
     assert (table.error.n, table.heldout) == (0, ())
+
+
+def test_probes_share_the_time_with_what_is_held_out() -> None:
+    planned = plan(MINILM, heldout=27, seed=0, settings=TimingSettings(seconds=60))
+    assert planned.settings.seconds == pytest.approx(120)
+    assert planned.sure == [str(probe) for probe in planned.probes]
+    assert {planned.visits[name] for name in planned.sure} == {3}
 
 
 def tiny_bert(architecture: Architecture) -> torch.nn.Module:
@@ -188,29 +226,19 @@ def tiny_bert(architecture: Architecture) -> torch.nn.Module:
     )
 
 
-def test_probe_files_are_made_once_and_profiled_on_real_runtimes(tmp_path: Path) -> None:
+def test_the_stage_profiles_on_real_runtimes(tmp_path: Path) -> None:
     space = SearchSpace.homogeneous(2, [1, 2], [2], [16])
-    built: list[Architecture] = []
-
-    def build(architecture: Architecture) -> torch.nn.Module:
-        built.append(architecture)
-        return tiny_bert(architecture)
-
     ids = torch.randint(0, 50, (1, 8))
-    networks = ProbeFiles(build, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, tmp_path)
+    networks = ProbeFiles(tiny_bert, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, tmp_path)
     inputs = {"input_ids": ids.numpy(), "attention_mask": np.ones((1, 8), np.int64)}
-    settings = TimingSettings(seconds=0.1, visit_ms=1)
+    planned = plan(space, heldout=2, seed=0, settings=TimingSettings(seconds=0.1, visit_ms=1))
     shape = ModelShape("bert", 16, 8, 2, 2, 16, 8, fixed_macs=0, fixed_parameters=0)
     for runtime in ("onnxruntime", "openvino"):
-        table = profile(TARGET, Deployment(runtime), space, shape, networks, inputs, seed=0, settings=settings)
+        table = profile(TARGET, Deployment(runtime), planned, shape, networks, inputs, seed=0).table
         assert table.estimate_ms(space.largest) > 0
         assert table.versions[runtime]
-        assert "=" in table.versions["session_options"]
+        assert table.options
         assert LatencyTable.from_json(table.to_json()) == table
-    assert len(built) == len(set(built)) == len(probe_architectures(space))
-    networks.path(space.largest, Deployment("openvino")).unlink()
-    assert networks.path(space.largest, Deployment("openvino")).is_file()
-    assert len(built) == len(set(built))
 
 
 def test_probe_files_know_which_runtimes_load_files(tmp_path: Path) -> None:

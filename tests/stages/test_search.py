@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 from instatune_deploy.errors import ArchitectureError, TableError, UsageError
 from instatune_deploy.stages.search import RoundReport, SearchResult, SearchSettings, search
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import Evaluation, ParetoFront, dominates
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import ModelShape, count_macs
 from instatune_deploy.values.space import Architecture, SearchSpace
-from instatune_deploy.values.target import Deployment
 
 SHAPE = ModelShape("bert", 64, 16, 6, 4, 256, 8, fixed_macs=10**5, fixed_parameters=10**4)
 SPACE = SearchSpace.homogeneous(6, [3, 4, 5, 6], [1, 2, 4], [64, 128, 256])

@@ -8,11 +8,11 @@ import pytest
 
 from instatune_deploy.errors import TableError, UsageError
 from instatune_deploy.values.costs import Costs
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import Evaluation
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import ModelShape, count_macs
 from instatune_deploy.values.space import SearchSpace
-from instatune_deploy.values.target import Deployment
 
 SHAPE = ModelShape("bert", 64, 16, 3, 4, 256, 8, fixed_macs=0, fixed_parameters=0)
 SPACE = SearchSpace.homogeneous(3, [1, 2, 3], [2, 4], [64, 256])

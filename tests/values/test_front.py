@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instatune_deploy.errors import InfeasibleBudgetError
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import (
     Candidate,
     Evaluation,
@@ -22,7 +23,6 @@ from instatune_deploy.values.front import (
     hypervolume,
 )
 from instatune_deploy.values.space import Architecture
-from instatune_deploy.values.target import Deployment
 
 # Few different values, so that ties are common.
 small = st.integers(0, 4)

@@ -5,22 +5,38 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from instatune_deploy.errors import TableError
-from instatune_deploy.values.latency import PERCENTILES, LatencySample, LatencyTable, find_table, table_statistics
+from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.latency import (
+    PERCENTILES,
+    Estimate,
+    LatencySample,
+    LatencyTable,
+    feature_names,
+    features,
+    table_statistics,
+)
 from instatune_deploy.values.space import Architecture, SearchSpace
-from instatune_deploy.values.target import Deployment
 
 SPACE = SearchSpace.homogeneous(4, [2, 4], [6, 12], [512, 1024])
 MakeTable = Callable[..., LatencyTable]
 ms = st.floats(1e-3, 1e4)
 samples = st.builds(
-    LatencySample, st.just("2L[12-1024 6-512]"), ms, ms, ms, ms, st.integers(1, 10**6), st.tuples(ms, ms), st.booleans()
+    LatencySample,
+    st.just("2L[12-1024 6-512]"),
+    ms,
+    st.none() | ms,
+    ms,
+    ms,
+    ms,
+    st.integers(1, 10**6),
+    st.tuples(ms, ms),
+    st.booleans(),
 )
 
 
@@ -59,6 +75,8 @@ def test_a_table_round_trips(
 ) -> None:
     deployment = Deployment("openvino", precision, threads, needs=("avx2",))  # type: ignore[arg-type]
     table = replace(make_table(SPACE, deployment), samples=tuple(fit), heldout=tuple(heldout), fixed_ms=fixed)
+    if heldout:
+        table = replace(table, error=replace(table.error, mape_pct=table.mean_error_pct()))
     assert LatencyTable.from_json(table.to_json()) == table
     assert table.to_json().count('"label_ms"') == sum('"label_ms"' in line for line in table.to_json().splitlines())
     json.dumps(table_statistics(table))
@@ -68,11 +86,14 @@ def test_a_table_round_trips(
     ("path", "value", "message"),
     [
         (("fixed_ms",), "fast", "fixed_ms"),
-        (("fixed_ms",), float("nan"), "finite"),
+        (("fixed_ms",), float("nan"), "fixed_ms: .*finite"),
+        (("percentile_ratio", "p90"), float("inf"), "percentile_ratio: .*finite"),
+        (("interval_pct",), {"label": 1.0}, "interval_pct"),
+        (("trees",), [{"feature": "switch"}], "trees: one is neither"),
         (("attention_ms", "x"), 1.0, "attention_ms"),
         (("heldout",), [{"architecture": "1L[1-1]"}], "heldout.0"),
         (("colour",), "red", "colour"),
-        (("schema_version",), 99, "99"),
+        (("schema_version",), 99, "schema_version: is 99"),
         (("error", "n"), None, "error.n"),
         (("deployment", "runtime"), "tflite", "deployment.runtime"),
     ],
@@ -96,33 +117,46 @@ def test_a_truncated_file_is_refused(make_table: MakeTable) -> None:
             LatencyTable.from_json(text[:length])
 
 
-def test_a_latency_that_is_not_positive_is_refused(make_table: MakeTable) -> None:
-    sample = LatencySample("1L[6-512]", 0.0, 1.0, 1.0, 1.0, 9, (1.0, 1.0), True)
-    with pytest.raises(ValueError, match="positive"):
-        replace(make_table(SPACE), samples=(sample,))
+def sample(architecture: str, label_ms: float) -> LatencySample:
+    return LatencySample(architecture, label_ms, 0.5, label_ms, label_ms, label_ms, 9, (label_ms, label_ms), True)
 
 
-def test_a_table_is_found_only_if_it_fits_space_machine_and_runtime(make_table: MakeTable, tmp_path: Path) -> None:
-    table = make_table(SPACE)
-    path = tmp_path / table.file_name
-    path.parent.mkdir(parents=True)
-    path.write_text(table.to_json())
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_a_latency_that_is_not_positive_is_refused(make_table: MakeTable, value: float) -> None:
+    with pytest.raises(ValueError, match=r"samples\.0\.label_ms.*positive"):
+        replace(make_table(SPACE), samples=(sample("1L[6-512]", value),))
 
-    def find(space: SearchSpace = SPACE, **changes: object) -> tuple[LatencyTable | None, list[str]]:
-        machine = replace(table.machine, **changes)  # type: ignore[arg-type]
-        versions = {"onnxruntime": "1.22.0"}
-        places = [tmp_path / "empty", tmp_path]
-        return find_table(
-            table.target, table.signature, table.deployment, space, places, machine=machine, versions=versions
-        )
 
-    assert find(load_1min=3.0) == (table, [])
-    other, why = find(cpu_model="another")
-    assert other is None
-    assert "measured on 2 x cpu" in why[0]
-    wider, why = find(SearchSpace.homogeneous(4, [4], [6, 12], [2048]))
-    assert wider is None
-    assert "ffn=2048" in why[0]
-    path.write_text("{")
-    with pytest.raises(TableError, match=path.name):
-        find()
+def test_an_entry_edited_by_hand_contradicts_the_error_on_held_out_networks(make_table: MakeTable) -> None:
+    table = replace(make_table(SPACE), heldout=(sample("2L[12-1024 6-512]", 7.5),))
+    table = replace(table, error=replace(table.error, mape_pct=table.mean_error_pct()))
+    assert LatencyTable.from_json(table.to_json()) == table
+    assert table.error.mape_pct == pytest.approx(100 * 0.5 / 7.5)
+    for field, value in (("fixed_ms", 3.0), ("error", {**json.loads(table.to_json())["error"], "mape_pct": 0.1})):
+        data = {**json.loads(table.to_json()), field: value}
+        with pytest.raises(TableError, match=r"a\.json: error\.mape_pct: .*edited by hand"):
+            LatencyTable.from_json(json.dumps(data), "a.json")
+
+
+def test_an_estimate_has_the_interval_of_its_percentile(make_table: MakeTable) -> None:
+    table, largest = make_table(SPACE), SPACE.largest
+    ms, p90_ms = table.estimate_ms(largest), table.estimate_ms(largest, "p90")
+    assert table.estimate(largest) == Estimate(ms, pytest.approx(0.98 * ms), pytest.approx(1.02 * ms))
+    assert table.estimate(largest, "p90").high_ms == pytest.approx(1.06 * p90_ms)
+
+
+def test_trees_multiply_the_sum(make_table: MakeTable) -> None:
+    tree = {"feature": "heads=12", "threshold": 1.5, "low": -0.1, "high": {"feature": "switch", "threshold": 0.5, "low": 0.2, "high": 0.3}}  # fmt: skip
+    plain = make_table(SPACE)
+    table = replace(plain, trees=(tree, 0.05))
+    assert LatencyTable.from_json(table.to_json()) == table
+    for text, factor in (("2L[12-512 6-512]", 0.95), ("2L[12-512 12-512]", 1.25), ("2L[12-512 12-1024]", 1.35)):
+        architecture = Architecture.parse(text)
+        assert table.estimate_ms(architecture) == pytest.approx(factor * plain.estimate_ms(architecture))
+
+
+def test_features_count_choices_and_switches() -> None:
+    assert features(Architecture.parse("3L[12-512 12-1024 6-512]")) == {
+        "heads=12": 2, "heads=6": 1, "ffn=512": 2, "ffn=1024": 1, "switch": 2,
+    }  # fmt: skip
+    assert feature_names(SPACE) == ["heads=6", "heads=12", "ffn=512", "ffn=1024", "switch"]

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from instatune_deploy.errors import ArtifactError
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import Measured, Predicted
 from instatune_deploy.values.manifest import MANIFEST_NAME, Manifest, Parity
-from instatune_deploy.values.target import Deployment
 
 FILES = {"config.json": b'{"a": 1}\n', "model.onnx": bytes(range(256)), "tokenizer/vocab.txt": b"one\ntwo\n"}
 

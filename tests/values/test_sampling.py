@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import Candidate, Predicted
 from instatune_deploy.values.sampling import next_batch, random_new, spread, warm_start
 from instatune_deploy.values.space import SearchSpace
-from instatune_deploy.values.target import Deployment
 
 SPACE = SearchSpace.homogeneous(4, [2, 3, 4], [1, 2], [16, 32, 64])
 TINY = SearchSpace.homogeneous(2, [1, 2], [1, 2], [16])

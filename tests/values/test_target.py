@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from instatune_deploy.errors import TargetError, UnknownNameError
-from instatune_deploy.values.target import Deployment, find_target, read_target
+from instatune_deploy.values.deployment import PRECISIONS, Deployment, Precision
+from instatune_deploy.values.target import find_target, read_target
 
 SHIPPED = Path(__file__).parents[2] / "targets"
 GOOD = "name: t\ndescription: d\ndevice: cpu\ndeployments:\n  - {runtime: onnxruntime}\n"
@@ -23,6 +25,35 @@ def test_every_shipped_target_reads(path: Path) -> None:
 def test_a_deployment_is_named_by_what_it_is() -> None:
     assert Deployment("onnxruntime").name == "ort-fp32-1t"
     assert Deployment("openvino", "bf16", 4, 8).name == "ov-bf16-4t-b8"
+    assert Deployment("torch", "bf16", batch=32, device="cuda").name == "torch-bf16-cuda-b32"
+
+
+def test_the_shipped_targets_are_those_promised() -> None:
+    assert {path.stem for path in SHIPPED.glob("*.yaml")} == {
+        "cpu-avx512", "cpu-avx512-vnni", "cpu-avx512-bf16", "cpu-avx2", "cpu-amx", "cpu-arm-neon",
+        "gpu-cuda", "gpu-cuda-h200", "gpu-openvino", "npu-openvino",
+    }  # fmt: skip
+
+
+def test_a_targets_accelerator_workload_and_deployments_are_data() -> None:
+    target = read_target(SHIPPED / "gpu-cuda-h200.yaml")
+    assert (target.device, target.accelerator, target.instruction_sets) == ("gpu", "H200", ())
+    assert [d.name for d in target.deployments[:2]] == ["torch-bf16-cuda", "torch-bf16-cuda-b32"]
+    assert target.workload.sequence_length == 128
+
+
+def test_every_runtime_says_what_it_computes_in_and_where() -> None:
+    for runtime, device in PRECISIONS:
+        for precision in get_args(Precision):
+            deployment = Deployment(runtime, precision, device=device)
+            assert (deployment.misfit is None) == (precision in PRECISIONS[runtime, device])
+    assert "does not compute on cuda; it does on cpu, gpu, npu" in (Deployment("openvino", device="cuda").misfit or "")
+
+
+def test_a_users_file_in_targets_comes_before_a_shipped_one_and_equals_it_by_path(tmp_path: Path) -> None:
+    mine = tmp_path / "cpu-avx2.yaml"
+    mine.write_text(GOOD.replace("name: t", "name: cpu-avx2"))
+    assert find_target("cpu-avx2", [tmp_path, SHIPPED]) == find_target(str(mine), []) == read_target(mine)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +67,20 @@ def test_a_deployment_is_named_by_what_it_is() -> None:
         ("  - {runtime: onnxruntime}\n", "  - {runtime: onnxruntime}\n  - {runtime: onnxruntime}\n", "distinct"),
         ("deployments:\n  - {runtime: onnxruntime}\n", "deployments: []\n", "at least one"),
         ("name: t", "name: [", "expected"),
+        (
+            "runtime: onnxruntime",
+            "runtime: onnxruntime, precision: bf16",
+            r"deployments\.0: onnxruntime .* bf16 on cpu",
+        ),
+        ("runtime: onnxruntime", "runtime: openvino, precision: fp16", r"deployments\.0: openvino .* fp16 on cpu"),
+        ("runtime: onnxruntime", "runtime: openvino, device: cuda", r"deployments\.0: openvino .* on cuda"),
+        ("runtime: onnxruntime", "runtime: torch, device: cuda", r"deployments\.0\.device: .* found cuda"),
+        ("runtime: onnxruntime", "runtime: onnxruntime, threads: 0", r"deployments\.0: threads and batch"),
+        ("runtime: onnxruntime", "runtime: onnxruntime, batch: 0", r"deployments\.0: threads and batch"),
+        ("runtime: onnxruntime", "runtime: fake", r"deployments\.0\.runtime: fake"),
+        ("device: cpu", "device: gpu", r"deployments\.0\.device: .* computes on cuda, tensorrt, gpu, found cpu"),
+        ("device: cpu", "device: cpu\naccelerator: H200", "accelerator: a target with device cpu"),
+        ("device: cpu", "device: gpu\naccelerator: ''", "accelerator: must be"),
     ],
 )
 def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, old: str, new: str, field: str) -> None:
@@ -47,6 +92,7 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, old: str, new: str,
         read_target(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert "Value error" not in str(caught.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -41,11 +41,11 @@ def export_onnx(model: torch.nn.Module, example: dict[str, torch.Tensor], path: 
     import torch
 
     example = {name: torch.cat([value, value]) if len(value) == 1 else value for name, value in example.items()}
-    axes = {name: _dynamic_axes(value) for name, value in example.items()}
+    axes = {name: dynamic_axes(value) for name, value in example.items()}
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with _quiet(), _no_collection(), torch.no_grad():
+        with quiet(), no_collection(), torch.no_grad():
             traced = torch.export.export(model, (), kwargs=example, dynamic_shapes=axes, strict=False)
             program = torch.onnx.export(
                 traced,
@@ -66,7 +66,7 @@ def export_onnx(model: torch.nn.Module, example: dict[str, torch.Tensor], path: 
     write_onnx(program.model, path)
 
 
-def _dynamic_axes(value: torch.Tensor) -> dict[int, Any]:
+def dynamic_axes(value: torch.Tensor) -> dict[int, Any]:
     """Which axes of an input vary from call to call."""
     import torch
 
@@ -76,7 +76,7 @@ def _dynamic_axes(value: torch.Tensor) -> dict[int, Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence warnings, logs below ERROR and stdout; exceptions pass."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -89,7 +89,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Pause the garbage collector: it finds nothing in the millions of objects that tracing makes, and takes a fifth of
     the export's time looking."""
     enabled = gc.isenabled()

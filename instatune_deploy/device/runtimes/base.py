@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from instatune_deploy.errors import MeasurementError, UnknownNameError
-from instatune_deploy.values.target import Deployment
+from instatune_deploy.errors import MeasurementError, TargetError, UnknownNameError
+from instatune_deploy.values.deployment import Deployment
 
 
 class Session(Protocol):
@@ -41,11 +41,15 @@ class Runtime(Protocol):
         """Name of the file in an artifact that this runtime loads for the deployment's precision."""
         ...
 
+    def unavailable(self, deployment: Deployment) -> str | None:
+        """What this machine lacks for the deployment's device, in one line with what to install; None if nothing."""
+        ...
+
     def load(self, path: Path, deployment: Deployment) -> Session:
-        """The network in `path`, ready to run with the deployment's precision and threads.
+        """The network in `path`, ready to run with the deployment's device, precision and threads; never on another.
 
         Raises:
-            TargetError: the runtime does not offer the deployment's precision.
+            TargetError: the runtime does not offer the deployment's precision, or this machine lacks its device.
             ArtifactError: the file is unreadable or not a network.
         """
         ...
@@ -59,7 +63,7 @@ class Runtime(Protocol):
         ...
 
 
-_CLASSES = {"onnxruntime": "OnnxRuntime", "openvino": "OpenVino", "fake": "FakeRuntime"}
+_CLASSES = {"onnxruntime": "OnnxRuntime", "openvino": "OpenVino", "torch": "TorchRuntime", "fake": "FakeRuntime"}
 
 
 def get_runtime(name: str) -> Runtime:
@@ -73,6 +77,17 @@ def get_runtime(name: str) -> Runtime:
     module = importlib.import_module(f"instatune_deploy.device.runtimes.{name}")
     runtime: Runtime = getattr(module, _CLASSES[name])()
     return runtime
+
+
+def check_deployment(runtime: Runtime, deployment: Deployment) -> None:
+    """Make sure that `runtime` can run `deployment` on this machine, and not merely something like it.
+
+    Raises:
+        TargetError: it cannot; says why and what to install.
+    """
+    reason = deployment.misfit or runtime.unavailable(deployment)
+    if reason:
+        raise TargetError(f"{deployment.name}: {reason}")
 
 
 def feed(wanted: Iterable[str], inputs: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:

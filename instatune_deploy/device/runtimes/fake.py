@@ -22,7 +22,7 @@ import numpy as np
 
 from instatune_deploy.device.runtimes.base import feed
 from instatune_deploy.errors import ArtifactError
-from instatune_deploy.values.target import Deployment
+from instatune_deploy.values.deployment import Deployment
 
 
 class FakeRuntime:
@@ -38,6 +38,10 @@ class FakeRuntime:
     def model_file(self, deployment: Deployment) -> str:
         """See `Runtime.model_file`."""
         return "fake.json"
+
+    def unavailable(self, deployment: Deployment) -> str | None:
+        """See `Runtime.unavailable`."""
+        return None
 
     def load(self, path: Path, deployment: Deployment) -> FakeSession:
         """See `Runtime.load`."""

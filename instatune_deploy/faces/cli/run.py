@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from instatune_deploy.faces.cli.app import DryRunOption, JsonOption, app, emit, progress
+
+if TYPE_CHECKING:
+    from instatune_deploy.values.recipe import Recipe
+
+ForeignTablesOption = Annotated[
+    bool,
+    typer.Option(
+        "--foreign-tables",
+        help="Where there is no latency table of this machine and runtime version, use one of another, with a warning.",
+    ),
+]
+
+
+def with_foreign_tables(recipe: Recipe, wanted: bool) -> Recipe:
+    """`recipe`, with foreign latency tables allowed where that is wanted; what it says itself holds otherwise."""
+    if not wanted:
+        return recipe
+    return recipe.model_copy(update={"profile": recipe.profile.model_copy(update={"foreign_tables": True})})
 
 
 @app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
     out: Annotated[Path | None, typer.Option("--out", help="Run directory; default: runs/<recipe's name>.")] = None,
+    foreign_tables: ForeignTablesOption = False,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -25,7 +44,7 @@ def run(
     """
     from instatune_deploy.values.recipe import read_recipe
 
-    checked = read_recipe(recipe)
+    checked = with_foreign_tables(read_recipe(recipe), foreign_tables)
     directory = out or Path("runs") / checked.name
 
     from instatune_deploy import pipeline

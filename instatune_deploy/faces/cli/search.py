@@ -7,12 +7,14 @@ from typing import Annotated
 import typer
 
 from instatune_deploy.faces.cli.app import JsonOption, RunOption, app, emit, find_run, progress
+from instatune_deploy.faces.cli.run import ForeignTablesOption, with_foreign_tables
 
 
 @app.command()
 def search(
     target: Annotated[str | None, typer.Option(help="A target; default: the recipe's first.")] = None,
     run: RunOption = None,
+    foreign_tables: ForeignTablesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Search a run's super-network for a target and print the front of metric, MACs and latency.
@@ -25,6 +27,7 @@ def search(
     from instatune_deploy.pipeline import open_run
 
     job = open_run(directory, progress())
+    job.recipe = with_foreign_tables(job.recipe, foreign_tables)
     wanted = job.target(target or next(iter(job.recipe.targets)))
     front = job.search(wanted, job.tables(wanted))
     if as_json:

@@ -8,6 +8,7 @@ import typer
 
 from instatune_deploy.errors import UsageError
 from instatune_deploy.faces.cli.app import JsonOption, RunOption, app, emit, find_run, progress
+from instatune_deploy.faces.cli.run import ForeignTablesOption, with_foreign_tables
 
 
 @app.command()
@@ -16,6 +17,7 @@ def select(
     target: Annotated[str | None, typer.Option(help="A target; default: the recipe's first.")] = None,
     percentile: Annotated[str | None, typer.Option(help="p50, p90 or p99; default: the recipe's.")] = None,
     run: RunOption = None,
+    foreign_tables: ForeignTablesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Pick the most accurate network of a run within a latency budget, export it and measure that it keeps to it.
@@ -39,6 +41,7 @@ def select(
     from instatune_deploy.pipeline import select as select_network
 
     job = open_run(directory, progress())
+    job.recipe = with_foreign_tables(job.recipe, foreign_tables)
     if percentile is not None:
         job.recipe = job.recipe.model_copy(update={"percentile": percentile})
     wanted = job.target(target or next(iter(job.recipe.targets)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import typer
 
-from instatune_deploy.errors import InstatuneError
+from instatune_deploy.errors import TargetError
 from instatune_deploy.faces.cli.app import JsonOption, app, emit
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.target import Target, find_target
 from instatune_deploy.workspace import data_directories
 
@@ -38,42 +40,57 @@ def list_targets(as_json: JsonOption = False) -> None:
 def show(
     name: Annotated[str, typer.Argument(help="A target, or the path of a YAML file.")], as_json: JsonOption = False
 ) -> None:
-    """Show what a target needs and which deployments are tried on it.
+    """Show what a target needs, which deployments are tried on it and with which inputs.
 
     Example: instatune-deploy targets show cpu-avx512
     """
     target = find_target(name, data_directories("targets"))
     if as_json:
-        emit(
-            {"name": target.name, "needs": target.instruction_sets, "deployments": [d.name for d in target.deployments]}
-        )
+        fields = asdict(target)
+        fields["deployments"] = [{"name": d.name, **asdict(d)} for d in target.deployments]
+        emit(fields)
         return
     typer.echo(f"{target.name}: {target.description}")
-    typer.echo(f"needs: {', '.join(target.instruction_sets) or 'nothing'}")
+    typer.echo(f"device: {target.device}")
+    typer.echo(f"needs: {', '.join(target.instruction_sets) or 'no instruction sets'}")
+    if target.device != "cpu":
+        typer.echo(f"accelerator: {target.accelerator or 'any'}")
+    typer.echo(f"workload: {target.workload.sequence_length} tokens, {target.workload.image_size} pixels a side")
     for deployment in target.deployments:
-        needs = f" (where the CPU has {', '.join(deployment.needs)})" if deployment.needs else ""
-        typer.echo(
-            f"deployment {deployment.name}: {deployment.runtime}, {deployment.precision}, {deployment.threads} threads{needs}"
-        )
+        typer.echo(f"deployment {deployment.name}: {_describe(deployment)}")
+
+
+def _describe(deployment: Deployment) -> str:
+    """A deployment's fields in words."""
+    threads = f"{deployment.threads} thread{'s' if deployment.threads > 1 else ''}"
+    needs = f" (where the CPU has {', '.join(deployment.needs)})" if deployment.needs else ""
+    return f"{deployment.runtime} on {deployment.device}, {deployment.precision}, {threads}, batch {deployment.batch}{needs}"
 
 
 @targets.command("detect")
 def detect_targets(as_json: JsonOption = False) -> None:
-    """Say which targets this machine can serve, and why not the others.
+    """Say which targets this machine can serve, by which deployments, and why not the others.
 
     Example: instatune-deploy targets detect
     """
-    from instatune_deploy.device.fingerprint import check_target, detect
+    from instatune_deploy.device.fingerprint import check_target, detect, usable_deployments
 
-    machine, found = detect(), {}
+    machine = detect()
+    found: dict[str, dict[str, Any]] = {}
     for target in _all():
         try:
             check_target(target, machine)
-            found[target.name] = "yes"
-        except InstatuneError as error:
-            found[target.name] = f"no: {error}"
+            usable, skipped = usable_deployments(target, machine)
+            found[target.name] = {"servable": True, "deployments": [d.name for d in usable], "skipped": skipped}
+        except TargetError as error:
+            found[target.name] = {"servable": False, "reason": str(error)}
     if as_json:
         emit(found)
         return
     for name, answer in found.items():
-        typer.echo(f"{name:16} {answer}")
+        if not answer["servable"]:
+            typer.echo(f"{name:16} no: {answer['reason']}")
+            continue
+        typer.echo(f"{name:16} yes: {', '.join(answer['deployments'])}")
+        for line in answer["skipped"]:
+            typer.echo(f"{'':16} {line}")

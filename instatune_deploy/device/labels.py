@@ -1,0 +1,187 @@
+"""Labels: how fast each network is, from runs of many networks on a machine whose speed changes all the time.
+
+What slows a run - another tenant on the core's other thread, the clock, a neighbour's use of the cache - slows any network
+by about the same factor. So the factor's distribution is shared: it is estimated from the runs of all networks together, and
+each network's level is where its own runs fit that distribution best (maximum likelihood, found in turn until neither
+moves). Against the mean of each network's fastest quarter this halved to quartered the noise on a machine in use, for
+a network's slow runs say as much about its level as its fast ones once it is known how slow slow is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from instatune_deploy.device.samples import Samples
+from instatune_deploy.errors import MeasurementError
+
+_STEP = 0.002  # of the grid of log factors
+_HALF_WIDTH = 0.8  # factors beyond exp(+-0.8) count as the farthest on the grid
+_BANDWIDTH = 0.012  # of the kernel that smooths the distribution: about the width of an undisturbed machine's noise
+_REACH = 60  # grid steps that a level may move in one turn
+_TURNS = 20
+_RESAMPLES = 100
+#: Share of the density that lies evenly everywhere, so that a run unlike any other moves no level.
+_UNIFORM = 0.02
+_FEW_NETWORKS = 5
+#: CPU time of this share of the time that passed, or less, says that a run was interrupted.
+_INTERRUPTED = 0.97
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What runs of some networks say, in the order of `Samples.names`.
+
+    `label_ms`: the network's level times the mean of the fastest quarter of the factors that all networks share.
+    `interval`: half-width of its 95% confidence interval (fraction; bootstrap over rounds).
+    `half_label_ms`, shape (networks, 2): from the odd and the even rounds alone.
+    Of both, what all networks have in common is taken out where there are several: it is the machine's.
+    `factors`: how much slower than its network's label each run was; `round_factor`: the median of those in each round.
+    """
+
+    label_ms: np.ndarray
+    interval: np.ndarray
+    half_label_ms: np.ndarray
+    factors: np.ndarray
+    round_factor: np.ndarray
+
+
+def undisturbed_ms(samples: Samples) -> np.ndarray:
+    """Milliseconds each run would have taken had no other process interrupted it, shape (runs,).
+
+    Known for runs on one thread, by their CPU time: it stands still while others run. Runs without CPU time stay as they are.
+    """
+    estimate = samples.wall_ms.copy()
+    for model in range(len(samples.names)):
+        mine = (samples.model == model) & np.isfinite(samples.cpu_ms) & (samples.cpu_ms > 0)
+        if not mine.any():
+            continue
+        overhead = float(np.quantile(samples.wall_ms[mine] / samples.cpu_ms[mine], 0.05))
+        interrupted = mine & (samples.cpu_ms * overhead < _INTERRUPTED * samples.wall_ms)
+        estimate[interrupted] = samples.cpu_ms[interrupted] * overhead
+    return estimate
+
+
+def interrupted_share(samples: Samples) -> float:
+    """Share of runs (0..1) that another process interrupted, as far as CPU time tells."""
+    return float((undisturbed_ms(samples) < samples.wall_ms).mean())
+
+
+def find_labels(samples: Samples, *, seed: int = 0) -> Labels:
+    """The label of every network, and how sure it is.
+
+    Fewer than five networks do not tell what they share: each one's label is then the mean of its own fastest quarter.
+
+    Raises:
+        MeasurementError: a network has no run, or a latency is not a positive finite number.
+    """
+    check(samples)
+    values, rounds = undisturbed_ms(samples), np.unique(samples.round, return_inverse=True)[1]
+    draws = np.random.default_rng(seed).multinomial(
+        rounds.max() + 1, np.full(rounds.max() + 1, 1 / (rounds.max() + 1)), _RESAMPLES
+    )
+    together = _pooled if len(samples.names) >= _FEW_NETWORKS else _separate
+    label_ms, drawn_ms, half_label_ms = together(values, samples.model, rounds, len(samples.names), draws)
+    factors = values / label_ms[samples.model]
+    return Labels(
+        label_ms=label_ms,
+        interval=1.96 * np.log(drawn_ms).std(axis=0) if rounds.max() > 0 else np.full(len(label_ms), np.inf),
+        half_label_ms=half_label_ms.T,
+        factors=factors,
+        round_factor=np.array([np.median(factors[rounds == number]) for number in range(rounds.max() + 1)]),
+    )
+
+
+def _pooled(
+    values: np.ndarray, model: np.ndarray, rounds: np.ndarray, count: int, draws: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, labels of each drawn set of rounds and labels of the odd and the even rounds, by maximum likelihood; shapes
+    (networks,), (draws, networks) and (2, networks)."""
+    logs = np.log(values)
+    levels, scores = _fit_levels(logs, model, count)
+    fastest = np.sort(np.exp(logs - levels[model]))[: max(1, len(logs) // 4)].mean()
+    by_round = np.zeros((rounds.max() + 1, count, scores.shape[1]))
+    np.add.at(by_round, (rounds, model), scores)
+    odd = by_round[1::2] if len(by_round) > 1 else by_round
+    drawn, halves = (
+        _best_shift(totals)
+        for totals in (np.einsum("dr,rms->dms", draws, by_round), np.stack([by_round[::2].sum(0), odd.sum(0)]))
+    )
+    label_ms = np.exp(levels) * fastest
+    # What all networks share is the machine's.
+    return label_ms, *(label_ms * np.exp(s - np.median(s, axis=1, keepdims=True)) for s in (drawn, halves))
+
+
+def _separate(
+    values: np.ndarray, model: np.ndarray, rounds: np.ndarray, count: int, draws: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_pooled`, each network by the mean of its own fastest quarter."""
+
+    def labels(weights: np.ndarray) -> list[float]:
+        found = []
+        for number in range(count):
+            # A round that was drawn twice counts twice.
+            runs = np.sort(np.repeat(values[model == number], weights[rounds[model == number]]))
+            found.append(float(runs[: max(1, len(runs) // 4)].mean()) if len(runs) else np.nan)
+        return found
+
+    number = np.arange(rounds.max() + 1)
+    halves = [number % 2 == 0, number % 2 == (1 if len(number) > 1 else 0)]
+    every = np.array(labels(np.ones(len(number), int)))
+    return every, np.array([labels(draw) for draw in draws]), np.array([labels(half.astype(int)) for half in halves])
+
+
+def check(samples: Samples) -> None:
+    """Make sure that every network was measured and every latency can be one.
+
+    Raises:
+        MeasurementError: it cannot; names the network.
+    """
+    missing = sorted(set(range(len(samples.names))) - set(samples.model.tolist()))
+    if missing:
+        raise MeasurementError(f"no latency was measured for {samples.names[missing[0]]}")
+    wrong = ~(np.isfinite(samples.wall_ms) & (samples.wall_ms > 0))
+    if wrong.any():
+        name, value = samples.names[samples.model[wrong][0]], samples.wall_ms[wrong][0]
+        raise MeasurementError(f"impossible latency for {name}: {value} ms")
+
+
+def _fit_levels(logs: np.ndarray, model: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The networks' log levels, and for each run its log likelihood where its network's level is moved by
+    -`_REACH`..`_REACH` grid steps, shape (runs, 2 * `_REACH` + 1)."""
+    levels = np.array([np.median(logs[model == number]) for number in range(count)])
+    for turn in range(_TURNS):
+        scores = _likelihoods(logs - levels[model])
+        totals = np.zeros((count, scores.shape[1]))
+        np.add.at(totals, model, scores)
+        shifts = _best_shift(totals[None])[0]
+        # A factor that all levels share is the distribution's own matter.
+        shifts -= np.median(shifts)
+        if turn == _TURNS - 1 or np.abs(shifts).max() < _STEP / 10:
+            break
+        levels = levels + shifts
+    return levels, scores
+
+
+def _likelihoods(residuals: np.ndarray) -> np.ndarray:
+    """Log density of the residuals' own smoothed distribution at each residual less a shift, shape (runs, shifts)."""
+    size = int(2 * _HALF_WIDTH / _STEP)
+    bins = np.clip(((residuals + _HALF_WIDTH) / _STEP).astype(int), _REACH, size - 1 - _REACH)
+    kernel = np.exp(-0.5 * (np.arange(-5 * _BANDWIDTH, 5 * _BANDWIDTH + _STEP, _STEP) / _BANDWIDTH) ** 2)
+    density = np.convolve(np.bincount(bins, minlength=size), kernel / kernel.sum(), "same") / len(bins)
+    log_density = np.log((1 - _UNIFORM) * density + _UNIFORM / size)
+    # Window b holds the densities around bin b; reversed, for a higher level makes a run's factor smaller.
+    windows = np.lib.stride_tricks.sliding_window_view(log_density, 2 * _REACH + 1)[:, ::-1]
+    scores: np.ndarray = windows[bins - _REACH]
+    return scores
+
+
+def _best_shift(totals: np.ndarray) -> np.ndarray:
+    """Where along the last axis (shifts) log likelihoods are highest, between grid points by a parabola."""
+    best = np.clip(totals.argmax(-1), 1, totals.shape[-1] - 2)
+    before, at, after = (np.take_along_axis(totals, (best + d)[..., None], -1)[..., 0] for d in (-1, 0, 1))
+    curve = before - 2 * at + after
+    offset = np.where(curve < 0, 0.5 * (before - after) / np.where(curve < 0, curve, -1), 0)
+    shift: np.ndarray = (best - _REACH + np.clip(offset, -1, 1)) * _STEP
+    return shift

@@ -1,0 +1,90 @@
+"""`Samples`: every run of a measurement, as it was timed; kept beside a table, so that it can be fitted again."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from instatune_deploy.errors import MeasurementError
+
+_NUMBERS = {"round": np.int32, "model": np.int16, "start_s": np.float32, "wall_ms": np.float32, "cpu_ms": np.float32}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Runs in the order they were made; all arrays have shape (runs,).
+
+    `model` is an index into `names`; `start_s` is when its visit began, in seconds since the round's session began;
+    `wall_ms` the time that passed, `cpu_ms` the CPU time of the process in it, NaN where it says nothing about the run
+    (several threads, other devices).
+    """
+
+    names: tuple[str, ...]
+    round: np.ndarray
+    model: np.ndarray
+    start_s: np.ndarray
+    wall_ms: np.ndarray
+    cpu_ms: np.ndarray
+
+    @classmethod
+    def of_rounds(cls, names: Sequence[str], rounds: Sequence[dict[str, Any]]) -> Samples:
+        """The runs of rounds as the measuring process writes them: ``{"visits": [[name, start_s, seconds, wall_ms, cpu_ms],
+        ...]}``."""
+        index = {name: number for number, name in enumerate(names)}
+        runs = [
+            (number, index[name], start_s, wall, cpu)
+            for number, found in enumerate(rounds)
+            for name, start_s, _, walls, cpus in found["visits"]
+            for wall, cpu in zip(walls, cpus, strict=True)
+        ]
+        columns = list(zip(*runs, strict=True)) or [()] * len(_NUMBERS)
+        arrays = {
+            key: np.asarray([np.nan if value is None else value for value in column], float)
+            for key, column in zip(_NUMBERS, columns, strict=True)
+        }
+        arrays.update({key: arrays[key].astype(_NUMBERS[key]) for key in ("round", "model")})
+        return cls(tuple(names), **arrays)
+
+    def only(self, names: Sequence[str]) -> Samples:
+        """The runs of some networks."""
+        kept = [self.names.index(name) for name in names]
+        mine = np.isin(self.model, kept)
+        renumbered = np.full(len(self.names), -1)
+        renumbered[kept] = np.arange(len(kept))
+        arrays = {key: getattr(self, key)[mine] for key in _NUMBERS}
+        return Samples(tuple(names), **{**arrays, "model": renumbered[arrays["model"]]})
+
+    def to_bytes(self) -> bytes:
+        """A compressed NumPy archive; microseconds are kept to about seven digits."""
+        stream = io.BytesIO()
+        arrays = {key: getattr(self, key).astype(kind) for key, kind in _NUMBERS.items()}
+        np.savez_compressed(stream, names=np.frombuffer(json.dumps(self.names).encode(), np.uint8), **arrays)
+        return stream.getvalue()
+
+    @classmethod
+    def read(cls, path: Path) -> Samples:
+        """What `to_bytes` gave, from a file.
+
+        Raises:
+            MeasurementError: it is missing or damaged; names it.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                names = tuple(json.loads(bytes(archive["names"]).decode()))
+                arrays = {
+                    key: archive[key].astype(float if kind is np.float32 else kind) for key, kind in _NUMBERS.items()
+                }
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise MeasurementError(
+                f"{path}: no samples can be read: {' '.join(str(error).split()) or error!r}"
+            ) from None
+        if len({len(array) for array in arrays.values()}) != 1 or not all(0 <= m < len(names) for m in arrays["model"]):
+            raise MeasurementError(f"{path}: its samples do not fit together")
+        return cls(names, **arrays)
