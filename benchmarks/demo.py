@@ -44,14 +44,18 @@ def make_data(directory: Path) -> None:
         Dataset.from_dict({"image": images, "label": labels}).to_parquet(directory / f"{name}.parquet")
 
 
-def make_model(directory: Path) -> None:
-    """An untrained ViT: 6 layers, 128 wide, 8 heads, patches of 2x2 pixels."""
-    torch.manual_seed(0)
-    config = ViTConfig(
+def demo_config() -> ViTConfig:
+    """A ViT: 6 layers, 128 wide, 8 heads, patches of 2x2 pixels."""
+    return ViTConfig(
         hidden_size=128, num_hidden_layers=6, num_attention_heads=8, intermediate_size=512, image_size=8, patch_size=2,
         num_labels=10, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    ViTForImageClassification(config).save_pretrained(directory)
+
+
+def make_model(directory: Path) -> None:
+    """The demo's model, untrained, and its image processor."""
+    torch.manual_seed(0)
+    ViTForImageClassification(demo_config()).save_pretrained(directory)
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(directory)
 
 

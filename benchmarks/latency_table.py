@@ -55,7 +55,7 @@ DEPLOYMENTS = {
 }
 TARGET = Target("cpu-avx512", "benchmark", "cpu", tuple(DEPLOYMENTS.values()))
 HELDOUT, TRAINING, SEED = 40, (10, 50, 100), 0
-PROXY_SECONDS = 40.0
+PROXY_SECONDS = 30.0
 Report = Callable[[str], None]
 
 
@@ -147,7 +147,7 @@ def training_ms(subject: Subject, deployment: Deployment, table: LatencyTable) -
     drawn = [a for a in subject.space.sample(max(TRAINING) + len(taken), seed=SEED + 1) if str(a) not in taken]
     networks = [*drawn[: max(TRAINING)], *(Architecture.parse(text) for text in probes)]
     files = {str(a): subject.prober.files.path(a, deployment) for a in networks}
-    settings = TimingSettings(seconds=PROXY_SECONDS)
+    settings = TimingSettings(seconds=PROXY_SECONDS, min_rounds=2)
     found = measure(files, subject.prober.inputs(deployment), deployment, seed=SEED, settings=settings).samples
     speed = statistics.median(sample.label_ms / found[sample.architecture].label_ms for sample in table.samples)
     return {str(a): speed * found[str(a)].label_ms for a in networks[: max(TRAINING)]}

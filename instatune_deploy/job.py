@@ -17,6 +17,7 @@ from instatune_deploy.device.fingerprint import check_target, detect, runtime_ve
 from instatune_deploy.elastic.pretrained import load_config, load_pretrained, space_for
 from instatune_deploy.elastic.subnetwork import check_space
 from instatune_deploy.elastic.supernet import Supernet
+from instatune_deploy.errors import TargetError
 from instatune_deploy.profiling import Prober, describe_table
 from instatune_deploy.stages.evaluate import Evaluator
 from instatune_deploy.stages.finetune import finetune
@@ -52,13 +53,14 @@ class Job:
     # -- inputs ---------------------------------------------------------------------------------------------------
 
     def target(self, name: str) -> Target:
-        """The target called `name`, if this machine can serve it.
+        """The target called `name`; one that this machine cannot serve only where foreign tables will do.
 
         Raises:
-            UnknownNameError, TargetError: it cannot, or there is none.
+            UnknownNameError, TargetError: there is none, or it will not do.
         """
         target = find_target(name, data_directories("targets"))
-        check_target(target, detect())
+        if not self.recipe.profile.foreign_tables:
+            check_target(target, detect())
         return target
 
     def check(self) -> list[Target]:
@@ -154,17 +156,32 @@ class Job:
         return self.supernet.shape(self.recipe.data.sequence_length)
 
     def tables(self, target: Target) -> list[LatencyTable]:
-        """A latency table for each deployment of `target` that this machine can run, found or measured now."""
+        """A latency table for each deployment of `target` that this machine can run, found or measured now; with foreign
+        tables, also for those that it cannot run, where there is one.
+
+        Raises:
+            TargetError: there is no table of a target that this machine cannot serve.
+        """
         if target.name in self._tables:
             return self._tables[target.name]
         usable, left_out = usable_deployments(target, detect())
+        try:
+            check_target(target, detect())
+        except TargetError as error:
+            usable, left_out = [], [str(error)]
         for line in left_out:
             self.report(line)
-        self._tables[target.name] = [self._table(target, deployment) for deployment in usable]
+        tables = [self._table(target, deployment) for deployment in usable]
+        if self.recipe.profile.foreign_tables:
+            found = (self._find(target, deployment) for deployment in target.deployments if deployment not in usable)
+            tables += [table for table in found if table is not None]
+        if not tables:
+            raise TargetError(f"{left_out[0]}, and there is no latency table of it")
+        self._tables[target.name] = tables
         shutil.rmtree(self.workspace.path(".probes"), ignore_errors=True)  # hundreds of MB, needed by no one else
         return self._tables[target.name]
 
-    def _table(self, target: Target, deployment: Deployment) -> LatencyTable:
+    def _find(self, target: Target, deployment: Deployment) -> LatencyTable | None:
         places = data_directories("latency_tables", self.workspace.path("tables"))
         table, passed_over = find_table(
             target.name, self.shape.signature, deployment, self.supernet.space, places, machine=detect(),
@@ -172,10 +189,16 @@ class Job:
         )  # fmt: skip
         for line in passed_over:
             self.report(line)
+        if table is not None:
+            self.report(describe_table(table))
+        return table
+
+    def _table(self, target: Target, deployment: Deployment) -> LatencyTable:
+        table = self._find(target, deployment)
         if table is None:
             out = self.workspace.path("tables")
             table = self.prober.table(target, deployment, self.recipe.profile, out, seed=self.recipe.seed)
-        self.report(describe_table(table))
+            self.report(describe_table(table))
         return table
 
     @cached_property

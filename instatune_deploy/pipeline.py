@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from instatune_deploy.device.fingerprint import check_target, detect
 from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.errors import InfeasibleBudgetError
 from instatune_deploy.job import Job, Report
@@ -74,8 +75,10 @@ def select(job: Job, target: Target, front: ParetoFront, budget: str) -> Selecti
     """The most accurate candidate whose exported file meets `budget` when it is measured.
 
     Raises:
+        TargetError: this machine cannot serve the target, so that nothing can be measured.
         InfeasibleBudgetError: none does; names the nearest three.
     """
+    check_target(target, detect())
     recipe, workspace, percentile = job.recipe, job.workspace, job.recipe.percentile
     name = f"{percentile}-{budget.strip().replace('%', 'pct').replace(' ', '')}"
     stage = f"select-{target.name}-{name}"

@@ -1,0 +1,85 @@
+"""Artifacts hold the file of the deployment they are for, and it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+from instatune_deploy.data.processor import Processor
+from instatune_deploy.device.runtimes.base import get_runtime
+from instatune_deploy.elastic.subnetwork import model_shape
+from instatune_deploy.elastic.supernet import Supernet
+from instatune_deploy.errors import ArtifactError
+from instatune_deploy.stages import export as stage
+from instatune_deploy.stages.export import export, open_artifact
+from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.space import Architecture, SearchSpace
+from tests.helpers import write_image_model, write_text_model
+
+SPACE = SearchSpace.homogeneous(3, [2, 3], [2, 4], [16, 64])
+ARCHITECTURE = Architecture.parse("2L[4-16 2-64]")
+
+
+def export_tiny(kind: str, deployment: Deployment, directory: Path) -> stage.Artifact:
+    """The artifact of an untrained sub-network of unequal layers."""
+    is_text = kind == "text"
+    path = (write_text_model if is_text else write_image_model)(directory / "model")
+    auto = AutoModelForSequenceClassification if is_text else AutoModelForImageClassification
+    model = auto.from_pretrained(path)
+    rng = np.random.default_rng(0)
+    if is_text:
+        ids = rng.integers(5, 17, (4, 8))
+        samples = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    else:
+        samples = {"pixel_values": rng.standard_normal((4, 3, 8, 8), dtype=np.float32)}
+    processor = Processor(str(path), "text-classification" if is_text else "image-classification", 16)
+    network = Supernet(model, SPACE).extract(ARCHITECTURE)
+    return export(
+        network, ARCHITECTURE, deployment, model_shape(model, 8), processor, samples, [samples], directory / "out",
+        target="cpu-test", metric="accuracy", predicted=None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "deployment", "file"),
+    [
+        ("text", Deployment("onnxruntime", "int8"), "model_int8.onnx"),
+        ("image", Deployment("onnxruntime", "int8"), "model_int8.onnx"),
+        ("text", Deployment("openvino", "int8"), "openvino_model_int8.xml"),
+        ("text", Deployment("torch", "bf16"), "model_bf16.pt2"),
+        ("text", Deployment("openvino", "bf16"), "openvino_model.xml"),
+    ],
+)
+def test_an_artifact_holds_its_deployments_file(tmp_path: Path, kind: str, deployment: Deployment, file: str) -> None:
+    artifact = open_artifact(export_tiny(kind, deployment, tmp_path).directory)
+    assert artifact.model_file().name == file
+    assert set(artifact.manifest.parity) == {"model.onnx", "openvino_model.xml", file}
+    assert file in artifact.manifest.files
+    # Untrained logits are small: fewer bits may move them by a few hundredths, and must move them at all.
+    assert artifact.manifest.parity[file].max_abs_error < 0.05
+    if deployment.precision == "int8":
+        assert artifact.manifest.parity[file].max_abs_error > artifact.manifest.parity["model.onnx"].max_abs_error
+    assert {path.name for path in artifact.directory.iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "instatune.json",
+    }
+
+
+def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = get_runtime("onnxruntime")
+
+    class Broken:
+        def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+            return np.full((4, 2), np.nan, np.float32)
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(type(runtime), "load", lambda *_: Broken())
+    with torch.no_grad(), pytest.raises(ArtifactError, match="no finite numbers"):
+        export_tiny("text", Deployment("onnxruntime", "int8"), tmp_path)
+    assert not (tmp_path / "out").exists()
