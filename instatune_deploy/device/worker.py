@@ -221,10 +221,14 @@ def work(directory: Path) -> None:
     before = read_rounds(path)
     # A line that was cut off must not stay in front of new ones.
     path.write_text("".join(json.dumps(done) + "\n" for done in before), encoding="utf-8")
+    parent = os.getppid()
     with path.open("a", encoding="utf-8") as stream:
         for done in run_rounds(bench, spec["visits"], spec["sure"], before, seed=spec["seed"]):
             stream.write(json.dumps(done) + "\n")
             stream.flush()
+            # Whoever goes on from here must not find an orphan on its CPUs and in its journal.
+            if os.getppid() != parent:
+                raise MeasurementError("the process that started this one is gone")
 
 
 def main(directory: Path) -> int:

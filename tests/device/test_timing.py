@@ -157,6 +157,22 @@ def test_what_cannot_be_asked_for_is_refused_at_once(fake_file) -> None:
         measure(models, INPUTS, Deployment("tensorflow"))
 
 
+def test_a_worker_stops_when_the_process_that_started_it_is_gone(
+    fake_file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {
+        "models": {"a": str(fake_file("a", 2.0))}, "visits": {"a": 1}, "sure": ["a"], "seed": 0,
+        "deployment": {"runtime": "fake", "needs": ()}, "settings": {"min_rounds": 50},
+    }  # fmt: skip
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    np.savez(tmp_path / "inputs.npz", **INPUTS)
+    parents = iter([10, 10, 10, 1])
+    monkeypatch.setattr(worker.os, "getppid", lambda: next(parents))
+    with pytest.raises(MeasurementError, match="is gone"):
+        worker.work(tmp_path)
+    assert len((tmp_path / ROUNDS_FILE).read_text().splitlines()) == 3
+
+
 def test_sessions_stay_live_only_where_allowed_and_while_memory_lasts(
     fake_file, monkeypatch: pytest.MonkeyPatch
 ) -> None:
