@@ -12,9 +12,6 @@ Protocol:
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,15 +23,14 @@ import numpy as np
 
 from instatune_deploy.device.fingerprint import available_cpus
 from instatune_deploy.device.labels import find_labels, interrupted_share
+from instatune_deploy.device.process import run_worker, worker_spec
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.device.samples import Samples
 from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.device.worker import ROUNDS_FILE, read_rounds, total_bytes
-from instatune_deploy.errors import MeasurementError, TargetError
+from instatune_deploy.errors import TargetError
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.latency import Disturbance, LatencySample
-
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TBB_NUM_THREADS")
 
 #: A session of a network that loads more slowly than this hangs.
 SLOWEST_LOADING_BYTES_PER_S = 25e6
@@ -87,16 +83,14 @@ def measure(
     cpus = available_cpus()
     if deployment.device == "cpu" and deployment.threads > len(cpus):
         raise TargetError(f"{deployment.name} needs {deployment.threads} CPUs, this process may use {len(cpus)}")
-    spec = {
-        "models": {name: str(path.absolute()) for name, path in models.items()},
-        "visits": {name: (visits or {}).get(name, 1) for name in models},
-        "sure": list(models if sure is None else sure),
-        "deployment": asdict(deployment),
-        # CPU 0 takes most interrupts, so the highest-numbered ones.
-        "cpus": cpus[-deployment.threads :] if deployment.device == "cpu" else [],
-        "seed": seed,
-        "settings": asdict(settings),
-    }
+    spec = worker_spec(
+        {name: str(path.absolute()) for name, path in models.items()},
+        {name: (visits or {}).get(name, 1) for name in models},
+        list(models if sure is None else sure),
+        deployment,
+        seed=seed,
+        settings=asdict(settings),
+    )
     loading_s = total_bytes(dict(models)) / SLOWEST_LOADING_BYTES_PER_S
     timeout_s = settings.timeout_s or (
         600 + 3 * (settings.seconds + settings.wait_s) + (settings.min_rounds + 1) * loading_s
@@ -104,7 +98,9 @@ def measure(
     with _directory(journal, spec, options) as directory:
         arrays: dict[str, Any] = dict(inputs)
         np.savez(directory / "inputs.npz", **arrays)
-        _run_worker(directory, timeout_s, deployment)
+        # The worker imports this very package, wherever it was imported from.
+        root = Path(__file__).resolve().parents[2]
+        run_worker(directory, spec, deployment, package_root=root, timeout_s=timeout_s)
         rounds = read_rounds(directory / ROUNDS_FILE)
     return evaluate_rounds(list(models), rounds, options, precision=settings.precision, seed=seed)
 
@@ -181,22 +177,4 @@ def _directory(journal: Path | None, spec: dict[str, Any], options: dict[str, st
         if not key_path.is_file() or key_path.read_text(encoding="utf-8") != text:
             (directory / ROUNDS_FILE).unlink(missing_ok=True)
             key_path.write_text(text, encoding="utf-8")
-        (directory / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
         yield directory
-
-
-def _run_worker(directory: Path, timeout_s: float, deployment: Deployment) -> None:
-    """Let a process work through `directory`."""
-    environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(deployment.threads))}
-    # The worker imports this very package, wherever it was imported from.
-    package_root = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "instatune_deploy.device.worker", str(directory)]
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        raise MeasurementError(f"measuring {deployment.name} took over {timeout_s:.0f} s and was stopped") from None
-    if done.returncode != 0:
-        how = f"exit code {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
-        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
-        raise MeasurementError(f"measuring {deployment.name} failed ({how}): {last.strip()}")

@@ -12,16 +12,13 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import zipfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import instatune_deploy
 from instatune_deploy.device.machine_facts import (
-    available_cpus,
     check_machine,
     lacking_cpu,
     machine_facts,
@@ -29,6 +26,7 @@ from instatune_deploy.device.machine_facts import (
     openvino_devices,
     runtime_versions,
 )
+from instatune_deploy.device.process import run_worker, worker_spec
 from instatune_deploy.errors import ArtifactError, InstatuneError, MeasurementError
 from instatune_deploy.values.deployment import Deployment
 
@@ -38,7 +36,6 @@ MANIFEST, MANIFEST_HASH = "kit.json", "kit.sha256"
 RESULTS, MACHINE = "results.json", "machine.json"
 _WORK = "work"
 _ROUNDS, _KEY, _DONE = "rounds.jsonl", "key.json", "done.json"
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TBB_NUM_THREADS")
 
 
 def rounds_name(deployment: str) -> str:
@@ -117,40 +114,8 @@ def prepare(
         for name in (_ROUNDS, _DONE):
             (directory / name).unlink(missing_ok=True)
         (directory / _KEY).write_text(key, encoding="utf-8")
-    spec = {
-        "models": {network: str(root / path) for network, path in kit["models"][deployment.name].items()},
-        "visits": kit["visits"],
-        "sure": kit["probes"],
-        "deployment": asdict(deployment),
-        # CPU 0 takes most interrupts, so the highest-numbered ones.
-        "cpus": available_cpus()[-deployment.threads :] if deployment.device == "cpu" else [],
-        "seed": kit["seed"],
-        "settings": kit["settings"],
-    }
-    (directory / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
     shutil.copyfile(root / kit["inputs"][deployment.name], directory / "inputs.npz")
     return directory, options
-
-
-def measure(root: Path, directory: Path, deployment: Deployment, timeout_s: float | None) -> None:
-    """Let a process of its own work through `directory`.
-
-    Raises:
-        MeasurementError: it failed or took longer than `timeout_s` seconds; what it measured stays.
-    """
-    environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(deployment.threads))}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "instatune_deploy.device.worker", str(directory)]
-    try:
-        done = subprocess.run(
-            command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True, timeout=timeout_s, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise MeasurementError(f"took over {timeout_s:g} s; python run.py goes on from there") from None
-    if done.returncode != 0:
-        how = f"exit code {done.returncode}" if done.returncode > 0 else f"signal {-done.returncode}"
-        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
-        raise MeasurementError(f"measuring failed ({how}): {last.strip()}")
 
 
 def run(root: Path, out: Path, timeout_s: float | None) -> int:
@@ -181,7 +146,11 @@ def run(root: Path, out: Path, timeout_s: float | None) -> int:
                 f"{what}: {len(kit['visits'])} networks, {kit['settings']['seconds']:.1f} s of measuring at most, and loading"
             )
             try:
-                measure(root, directory, deployment, timeout_s)
+                models = {network: str(root / path) for network, path in kit["models"][deployment.name].items()}
+                spec = worker_spec(
+                    models, kit["visits"], kit["probes"], deployment, seed=kit["seed"], settings=kit["settings"]
+                )
+                run_worker(directory, spec, deployment, package_root=root, timeout_s=timeout_s)
             except MeasurementError as error:
                 failed[deployment.name] = str(error)
                 _say(f"{what}: {error}")
