@@ -23,7 +23,7 @@ def test_a_result_says_how_it_came_about(path: Path) -> None:
 
 def test_readme_quotes_the_figures_of_the_results() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    quoted = re.findall(r"(-?[\d.]+)<!-- (\w+):([\w.]+):(\d) -->", text)
+    quoted = re.findall(r"(-?[\d.]+)<!-- (\w+):([\w.-]+):(\d) -->", text)
     assert quoted, "README quotes no figure"
     for number, name, key, digits in quoted:
         figures = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))["figures"]

@@ -15,8 +15,6 @@ from instatune_deploy.values.target import Target
 
 __all__ = ["accelerators", "available_cpus", "check_target", "detect", "runtime_versions", "usable_deployments"]
 
-_CPUINFO, _DEVICES, _PACKAGES = machine_facts.CPUINFO, machine_facts.DEVICES, machine_facts.PACKAGES
-
 
 @functools.cache
 def accelerators() -> tuple[str, ...]:
@@ -24,16 +22,12 @@ def accelerators() -> tuple[str, ...]:
 
     Asked once a process; where there are none, it costs nothing.
     """
-    return tuple(dict.fromkeys([*machine_facts.nvidia_gpus(), *_openvino_devices()]))
-
-
-def _openvino_devices() -> list[str]:
-    return machine_facts.openvino_devices(_DEVICES)
+    return tuple(dict.fromkeys([*machine_facts.nvidia_gpus(), *machine_facts.openvino_devices()]))
 
 
 def detect() -> Machine:
     """This machine, with the load it has now."""
-    return Machine(**machine_facts.machine_facts(accelerators(), _CPUINFO))
+    return Machine(**machine_facts.machine_facts(accelerators()))
 
 
 def check_target(target: Target, machine: Machine) -> None:

@@ -39,9 +39,9 @@ def available_cpus() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def machine_facts(accelerators: Iterable[str], cpuinfo: Path = CPUINFO) -> dict[str, Any]:
+def machine_facts(accelerators: Iterable[str]) -> dict[str, Any]:
     """The fields of `values.latency.Machine`, with the load there is now; memory in bytes, 0 where it cannot be told."""
-    fields = _read_cpuinfo(cpuinfo)
+    fields = _read_cpuinfo()
     # x86 says "flags" and "model name"; Arm says "Features" and often names no model.
     flags = (fields.get("flags") or fields.get("features") or "").lower().split()
     return {
@@ -55,10 +55,10 @@ def machine_facts(accelerators: Iterable[str], cpuinfo: Path = CPUINFO) -> dict[
     }
 
 
-def _read_cpuinfo(path: Path) -> dict[str, str]:
+def _read_cpuinfo() -> dict[str, str]:
     """Fields of the first CPU in /proc/cpuinfo, keys in lower case; empty where there is no such file."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return {}
     pairs = (line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
@@ -82,10 +82,10 @@ def nvidia_gpus() -> list[str]:
     return [f"cuda: {line.strip()}" for line in done.stdout.splitlines() if line.strip()]
 
 
-def openvino_devices(devices: Path = DEVICES) -> list[str]:
+def openvino_devices() -> list[str]:
     """GPUs and NPUs that OpenVINO finds (``openvino gpu: Intel(R) Arc(TM) A770``), none without it; imports it only where
-    Linux shows any of them in the directory `devices`."""
-    if not any(path for pattern in _DEVICE_NODES for path in devices.glob(pattern)):
+    Linux shows any of them."""
+    if not any(path for pattern in _DEVICE_NODES for path in DEVICES.glob(pattern)):
         return []
     try:
         import openvino

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from instatune_deploy.device import fingerprint
+from instatune_deploy.device import fingerprint, machine_facts
 from instatune_deploy.device.fingerprint import check_target, detect, runtime_versions, usable_deployments
 from instatune_deploy.errors import TargetError
 from instatune_deploy.values.deployment import Deployment
@@ -54,7 +54,7 @@ def test_detect_describes_this_machine() -> None:
 def test_cpuinfo_of_every_kind(
     monkeypatch: pytest.MonkeyPatch, tmp_path, cpuinfo: str | None, model: str | None, sets: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(fingerprint, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine_facts, "CPUINFO", tmp_path / "cpuinfo")
     if cpuinfo is not None:
         (tmp_path / "cpuinfo").write_text(cpuinfo)
     machine = detect()
@@ -115,7 +115,7 @@ def test_nvidia_gpus_are_those_that_their_driver_names(
         (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}")
         (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(fingerprint, "_DEVICES", tmp_path)
+    monkeypatch.setattr(machine_facts, "DEVICES", tmp_path)
     assert detect().accelerators == found
 
 
@@ -131,11 +131,11 @@ def test_openvino_is_asked_only_where_there_are_device_nodes(monkeypatch: pytest
             return {"GPU.0": "Intel(R) Iris(R) Xe", "GPU.1": "Intel(R) Arc(TM)", "NPU": "Intel(R) AI Boost"}[device]
 
     monkeypatch.setattr(openvino, "Core", Core)
-    monkeypatch.setattr(fingerprint, "_DEVICES", tmp_path)
-    assert fingerprint._openvino_devices() == []
+    monkeypatch.setattr(machine_facts, "DEVICES", tmp_path)
+    assert machine_facts.openvino_devices() == []
     (tmp_path / "dri").mkdir()
     (tmp_path / "dri" / "renderD128").touch()
-    assert fingerprint._openvino_devices() == [
+    assert machine_facts.openvino_devices() == [
         "openvino gpu: Intel(R) Iris(R) Xe", "openvino gpu: Intel(R) Arc(TM)", "openvino npu: Intel(R) AI Boost",
     ]  # fmt: skip
 
@@ -164,5 +164,5 @@ def test_a_gpu_without_its_runtimes_is_refused_with_what_to_install() -> None:
 
 
 def test_a_version_is_that_of_the_distribution_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(fingerprint._PACKAGES, "onnxruntime", ("no-such-distribution", "numpy"))
+    monkeypatch.setitem(machine_facts.PACKAGES, "onnxruntime", ("no-such-distribution", "numpy"))
     assert runtime_versions()["onnxruntime"] == np.__version__
