@@ -3,7 +3,8 @@ so, closer than what others use, and selections by it keep their budgets.
 
 ``python -m benchmarks.latency_table`` (`make bench-setup` first) measures MiniLM-L6 at 128 tokens and ViT-S/16 at 224 x 224 in
 five deployments, each with 40 held-out networks, and writes results/latency_table.json. Each measurement is kept in
-runs/latency-table, so that it can be run in pieces; delete that directory to measure anew.
+runs/latency-table, so that it can be run in pieces (``minilm``, ``vit_s16``: measure that model and write nothing);
+delete that directory to measure anew.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
 
 def table_of(subject: Subject, deployment: Deployment, report: Report) -> LatencyTable:
     """The table with its 40 held-out networks, measured now or before."""
-    shape, settings = subject.prober.shape, ProfileSection(heldout=HELDOUT)
+    shape, settings = subject.prober.shape, ProfileSection(heldout=HELDOUT, wait_seconds=5)
     path = RUN / "tables" / TARGET.name / shape.signature / f"{deployment.name}.json"
     if not path.is_file():
         subject.prober.table(TARGET, deployment, settings, RUN / "tables", seed=SEED)
@@ -229,7 +230,7 @@ def budgets(subject: Subject, tables: dict[str, LatencyTable], report: Report) -
             architecture = Architecture.parse(sample.architecture)
             files[sample.architecture] = subject.prober.files.path(architecture, deployment)
         report(f"budgets: measuring {len(mine)} exported files on {deployment.name}")
-        settings = TimingSettings(seconds=PROXY_SECONDS, wait_s=30)
+        settings = TimingSettings(seconds=PROXY_SECONDS, wait_s=5)
         found = measure(files, subject.prober.inputs(deployment), deployment, seed=SEED, settings=settings).samples
         speed = statistics.median(found[s.architecture].p50_ms / s.p50_ms for s in table.samples)
         for number, (_, architecture, budget_ms, predicted_ms) in mine:
@@ -261,13 +262,15 @@ def probe_seconds(subject: Subject) -> dict[str, Any]:
     return {"what": "probe files", "model": subject.name, "n": len(probes), "seconds": seconds}
 
 
-def main() -> int:
+def main(names: list[str]) -> int:
     quiet_libraries()
     report = progress()
     rows: list[dict[str, Any]] = []
     figures: dict[str, float] = {}
     every = subjects(report)
     for subject in every:
+        if names and subject.name not in names:
+            continue
         made = kept(RUN / f"{subject.name}.probe-files.json", lambda s=subject: probe_seconds(s))
         figures[f"{subject.name}.probe_files_s"] = made["seconds"]
         rows.append(made)
@@ -289,6 +292,8 @@ def main() -> int:
                 names = ["mape_pct", "max_pct", "tau"]
                 names += ["noise_floor_pct", "probes", "measure_s", "within_2_pct"] if not prefix else []
                 figures.update({f"{prefix}{subject.name}.{key}.{name}": row[name] for name in names})
+    if names:
+        return 0
     for path in sorted(RECORDS.glob("hat_*.csv")):
         found = recorded_latency.evaluate(path, train=100)
         rows += [{"what": "recorded", "split": "held-out rows", "n": row["n_heldout"], **row} for row in found]
@@ -306,4 +311,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

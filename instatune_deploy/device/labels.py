@@ -25,6 +25,8 @@ _RESAMPLES = 100
 #: Share of the density that lies evenly everywhere, so that a run unlike any other moves no level.
 _UNIFORM = 0.02
 _FEW_NETWORKS = 5
+#: Fewer sessions a network do not tell how much sessions differ.
+_FEW_SESSIONS = 3
 #: CPU time of this share of the time that passed, or less, says that a run was interrupted.
 _INTERRUPTED = 0.97
 
@@ -34,8 +36,9 @@ class Labels:
     """What runs of some networks say, in the order of `Samples.names`.
 
     `label_ms`: the network's level times the mean of the fastest quarter of the factors that all networks share.
-    `interval`: half-width of its 95% confidence interval (fraction; bootstrap over rounds).
-    `half_label_ms`, shape (networks, 2): from the odd and the even rounds alone.
+    `interval`: half-width of its 95% confidence interval (fraction; bootstrap over sessions, or over rounds where each
+    network had one or two).
+    `half_label_ms`, shape (networks, 2): from the odd and the even sessions, or rounds, alone.
     Of both, what all networks have in common is taken out where there are several: it is the machine's.
     `factors`: how much slower than its network's label each run was; `round_factor`: the median of those in each round.
     """
@@ -77,59 +80,82 @@ def find_labels(samples: Samples, *, seed: int = 0) -> Labels:
         MeasurementError: a network has no run, or a latency is not a positive finite number.
     """
     check(samples)
-    values, rounds = undisturbed_ms(samples), np.unique(samples.round, return_inverse=True)[1]
-    draws = np.random.default_rng(seed).multinomial(
-        rounds.max() + 1, np.full(rounds.max() + 1, 1 / (rounds.max() + 1)), _RESAMPLES
-    )
-    together = _pooled if len(samples.names) >= _FEW_NETWORKS else _separate
-    label_ms, drawn_ms, half_label_ms = together(values, samples.model, rounds, len(samples.names), draws)
+    count, values = len(samples.names), undisturbed_ms(samples)
+    units = _units(samples)
+    rng = np.random.default_rng(seed)
+    # How often each unit (a session or a round) of each network counts: all once; drawn with replacement; even; odd.
+    sizes = np.array([units[samples.model == number].max() + 1 for number in range(count)])
+    number = np.arange(sizes.max())[:, None]
+    every = (number < sizes).astype(int)
+    draws = np.zeros((_RESAMPLES, *every.shape), int)
+    for model, size in enumerate(sizes):
+        draws[:, :size, model] = rng.multinomial(size, np.full(size, 1 / size), _RESAMPLES)
+    halves = np.stack([every * (number % 2 == 0), every * ((number % 2 == 1) | (sizes == 1))])
+    together = _pooled if count >= _FEW_NETWORKS else _separate
+    label_ms, drawn_ms, half_label_ms = together(values, samples.model, units, every, draws, halves)
+    # Few units vary less among themselves than about what they are drawn from.
+    few = np.sqrt(sizes / np.maximum(sizes - 1, 1))
     factors = values / label_ms[samples.model]
+    rounds = np.unique(samples.round, return_inverse=True)[1]
     return Labels(
         label_ms=label_ms,
-        interval=1.96 * np.log(drawn_ms).std(axis=0) if rounds.max() > 0 else np.full(len(label_ms), np.inf),
+        interval=np.where(sizes > 1, 1.96 * few * np.nanstd(np.log(drawn_ms), axis=0), np.inf),
         half_label_ms=half_label_ms.T,
         factors=factors,
         round_factor=np.array([np.median(factors[rounds == number]) for number in range(rounds.max() + 1)]),
     )
 
 
+def _units(samples: Samples) -> np.ndarray:
+    """What of a measurement is independent of the rest, numbered from 0 for each network, shape (runs,): sessions, for
+    one is faster or slower than another for as long as it lives; rounds where a network had too few of them."""
+    for unit in (samples.session, samples.round):
+        found = np.zeros(len(unit), int)
+        for model in range(len(samples.names)):
+            mine = samples.model == model
+            found[mine] = np.unique(unit[mine], return_inverse=True)[1]
+        if min(found[samples.model == model].max() for model in range(len(samples.names))) + 1 >= _FEW_SESSIONS:
+            return found
+    return found
+
+
 def _pooled(
-    values: np.ndarray, model: np.ndarray, rounds: np.ndarray, count: int, draws: np.ndarray
+    values: np.ndarray, model: np.ndarray, units: np.ndarray, every: np.ndarray, draws: np.ndarray, halves: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels, labels of each drawn set of rounds and labels of the odd and the even rounds, by maximum likelihood; shapes
-    (networks,), (draws, networks) and (2, networks)."""
+    """Labels, labels where units count as in `draws` and as in `halves`, by maximum likelihood.
+
+    Args:
+        units: of each run; `every`: which units (rows) each network (columns) has.
+        draws, halves: how often each counts, shapes (n, units, networks).
+
+    Returns:
+        Shapes (networks,), (draws, networks) and (2, networks).
+    """
     logs = np.log(values)
-    levels, scores = _fit_levels(logs, model, count)
+    levels, scores = _fit_levels(logs, model, every.shape[1])
     fastest = np.sort(np.exp(logs - levels[model]))[: max(1, len(logs) // 4)].mean()
-    by_round = np.zeros((rounds.max() + 1, count, scores.shape[1]))
-    np.add.at(by_round, (rounds, model), scores)
-    odd = by_round[1::2] if len(by_round) > 1 else by_round
-    drawn, halves = (
-        _best_shift(totals)
-        for totals in (np.einsum("dr,rms->dms", draws, by_round), np.stack([by_round[::2].sum(0), odd.sum(0)]))
-    )
+    by_unit = np.zeros((*every.shape, scores.shape[1]))
+    np.add.at(by_unit, (units, model), scores)
+    shifts = (_best_shift(np.einsum("dum,ums->dms", counts, by_unit)) for counts in (draws, halves))
     label_ms = np.exp(levels) * fastest
     # What all networks share is the machine's.
-    return label_ms, *(label_ms * np.exp(s - np.median(s, axis=1, keepdims=True)) for s in (drawn, halves))
+    return label_ms, *(label_ms * np.exp(s - np.median(s, axis=1, keepdims=True)) for s in shifts)
 
 
 def _separate(
-    values: np.ndarray, model: np.ndarray, rounds: np.ndarray, count: int, draws: np.ndarray
+    values: np.ndarray, model: np.ndarray, units: np.ndarray, every: np.ndarray, draws: np.ndarray, halves: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """As `_pooled`, each network by the mean of its own fastest quarter."""
 
-    def labels(weights: np.ndarray) -> list[float]:
+    def labels(counts: np.ndarray) -> list[float]:
         found = []
-        for number in range(count):
-            # A round that was drawn twice counts twice.
-            runs = np.sort(np.repeat(values[model == number], weights[rounds[model == number]]))
+        for number in range(every.shape[1]):
+            # A unit that was drawn twice counts twice.
+            runs = np.sort(np.repeat(values[model == number], counts[units[model == number], number]))
             found.append(float(runs[: max(1, len(runs) // 4)].mean()) if len(runs) else np.nan)
         return found
 
-    number = np.arange(rounds.max() + 1)
-    halves = [number % 2 == 0, number % 2 == (1 if len(number) > 1 else 0)]
-    every = np.array(labels(np.ones(len(number), int)))
-    return every, np.array([labels(draw) for draw in draws]), np.array([labels(half.astype(int)) for half in halves])
+    return np.array(labels(every)), np.array([labels(d) for d in draws]), np.array([labels(half) for half in halves])
 
 
 def check(samples: Samples) -> None:

@@ -14,14 +14,18 @@ import numpy as np
 
 from instatune_deploy.errors import MeasurementError
 
-_NUMBERS = {"round": np.int32, "model": np.int16, "start_s": np.float32, "wall_ms": np.float32, "cpu_ms": np.float32}
+_NUMBERS = {
+    "round": np.int32, "model": np.int16, "session": np.int16, "start_s": np.float32, "wall_ms": np.float32,
+    "cpu_ms": np.float32,
+}  # fmt: skip
+_COUNTS = ("round", "model", "session")
 
 
 @dataclass(frozen=True)
 class Samples:
     """Runs in the order they were made; all arrays have shape (runs,).
 
-    `model` is an index into `names`; `start_s` is when its visit began, in seconds since the round's session began;
+    `model` is an index into `names`, `session` which of its sessions it was made with; `start_s` is when its visit began, in seconds since the round's session began;
     `wall_ms` the time that passed, `cpu_ms` the CPU time of the process in it, NaN where it says nothing about the run
     (several threads, other devices).
     """
@@ -29,19 +33,20 @@ class Samples:
     names: tuple[str, ...]
     round: np.ndarray
     model: np.ndarray
+    session: np.ndarray
     start_s: np.ndarray
     wall_ms: np.ndarray
     cpu_ms: np.ndarray
 
     @classmethod
     def of_rounds(cls, names: Sequence[str], rounds: Sequence[dict[str, Any]]) -> Samples:
-        """The runs of rounds as the measuring process writes them: ``{"visits": [[name, start_s, seconds, wall_ms, cpu_ms],
-        ...]}``."""
+        """The runs of rounds as the measuring process writes them: ``{"visits": [[name, start_s, seconds, wall_ms, cpu_ms,
+        session], ...]}``."""
         index = {name: number for number, name in enumerate(names)}
         runs = [
-            (number, index[name], start_s, wall, cpu)
+            (number, index[name], session, start_s, wall, cpu)
             for number, found in enumerate(rounds)
-            for name, start_s, _, walls, cpus in found["visits"]
+            for name, start_s, _, walls, cpus, session in found["visits"]
             for wall, cpu in zip(walls, cpus, strict=True)
         ]
         columns = list(zip(*runs, strict=True)) or [()] * len(_NUMBERS)
@@ -49,7 +54,7 @@ class Samples:
             key: np.asarray([np.nan if value is None else value for value in column], float)
             for key, column in zip(_NUMBERS, columns, strict=True)
         }
-        arrays.update({key: arrays[key].astype(_NUMBERS[key]) for key in ("round", "model")})
+        arrays.update({key: arrays[key].astype(_NUMBERS[key]) for key in _COUNTS})
         return cls(tuple(names), **arrays)
 
     def only(self, names: Sequence[str]) -> Samples:

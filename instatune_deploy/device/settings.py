@@ -13,6 +13,8 @@ class TimingSettings:
         seconds: of measuring at most, loading and waiting not counted.
         precision: half-width of a label's 95% confidence interval (fraction) at which it is sure enough.
         wait_s: seconds at most to wait, in all, for other processes to leave the machine alone.
+        sessions: how often each model is loaded over `seconds`: where its memory happens to lie makes a session faster or
+            slower by a percent for as long as it lives.
         min_rounds, max_rounds: rounds before it may end, and after which it ends.
         min_runs, max_runs: runs a visit; within these as many as take `visit_ms`.
         lead_ms: runs at the start of a visit that do not count: as many as take so long, at least one.
@@ -24,6 +26,7 @@ class TimingSettings:
     seconds: float = 60.0
     precision: float = 0.005
     wait_s: float = 0.0
+    sessions: int = 6
     min_rounds: int = 4
     max_rounds: int = 2000
     min_runs: int = 2

@@ -72,7 +72,8 @@ class Bench:
     live: OrderedDict[str, Session] = field(default_factory=OrderedDict)
     runs: dict[str, int] = field(default_factory=dict)
     lead_runs: dict[str, int] = field(default_factory=dict)
-    loading_s: float = 0.0
+    loads: dict[str, int] = field(default_factory=dict)
+    renewals: dict[str, int] = field(default_factory=dict)
 
     @property
     def counts_cpu(self) -> bool:
@@ -119,6 +120,7 @@ class Bench:
         while self.live and not (self.keeps and available_memory_bytes() > reserve):
             self.live.popitem(last=False)[1].close()
         session = self.live[name] = self.runtime.load(path, self.deployment)
+        self.loads[name] = self.loads.get(name, 0) + 1
         load_ms = (time.perf_counter() - start) * 1000
         if name in self.runs:
             self.time_runs(session, self.settings.warmup_runs)
@@ -128,8 +130,16 @@ class Bench:
             visit_ms = self.settings.visit_ms if self.keeps else max(self.settings.visit_ms, load_ms)
             self.lead_runs[name] = max(int(self.settings.lead_ms / median), 1)
             self.runs[name] = min(max(int(visit_ms / median), self.settings.min_runs), self.settings.max_runs)
-        self.loading_s += time.perf_counter() - start
         return session
+
+    def renew(self, share: float) -> None:
+        """Close the sessions that have had their share of the time, of which `share` (0..1) is over; they are loaded anew
+        when they are visited next. Models take turns."""
+        for number, name in enumerate(self.models):
+            due = int(share * self.settings.sessions + number / len(self.models))
+            if name in self.live and self.renewals.get(name, 0) < due:
+                self.live.pop(name).close()
+                self.renewals[name] = due
 
     def close(self) -> None:
         """Close every session."""
@@ -137,7 +147,8 @@ class Bench:
             self.live.popitem()[1].close()
 
     def visit_all(self, order: list[str]) -> list[list[Any]]:
-        """For each visit that `order` lists: the model, when it began (s), its seconds, its runs' latencies and CPU times (ms)."""
+        """For each visit that `order` lists: the model, when it began (s), its seconds, its runs' latencies and CPU times
+        (ms), and which of the model's sessions it was made with (a number)."""
         found: list[list[Any]] = []
         clock, origin = self.runtime.clock, self.runtime.clock()
         for name in order:
@@ -145,7 +156,7 @@ class Bench:
             # The model visited before left its own weights in the caches; a served model finds them warm.
             self.time_runs(session, self.lead_runs[name])
             walls, cpus = self.time_runs(session, self.runs[name])
-            found.append([name, round(start - origin, 6), round(clock() - start, 6), walls, cpus])
+            found.append([name, round(start - origin, 6), round(clock() - start, 6), walls, cpus, self.loads[name]])
         return found
 
 
@@ -161,6 +172,9 @@ def run_rounds(
     spent_s = sum(visit[2] for done in rounds for visit in done["visits"])
     wait_left_s = settings.wait_s - sum(done["waited_s"] for done in rounds)
     next_look = settings.min_rounds
+    for done in rounds:
+        for name, *_, session in done["visits"]:
+            bench.loads[name] = max(session, bench.loads.get(name, 0))
     if bench.keeps:
         for name in bench.models:
             bench.open(name)
@@ -174,6 +188,7 @@ def run_rounds(
             next_look = int(len(rounds) * _LOOK_GROWTH) + 1
         waited_s = 0.0 if calm or wait_left_s <= 0 else wait_until_calm(wait_left_s)
         wait_left_s -= waited_s
+        bench.renew(min(spent_s / settings.seconds, 1.0))
         start = CpuTimes.read()
         found = bench.visit_all(schedule(visits, rng))
         end = CpuTimes.read()

@@ -122,12 +122,12 @@ def _rounds(text: bytes, visits: dict[str, int], source: str) -> list[dict[str, 
             done = json.loads(line)
             numbers = [done["others"], done["stolen"], done["waited_s"]]
             found = dict.fromkeys(visits, 0)
-            for name, start_s, seconds, walls_ms, cpus_ms in done["visits"]:
+            for name, start_s, seconds, walls_ms, cpus_ms, session in done["visits"]:
                 if name not in found:
                     raise ArtifactError(f"{where}: has network {name!r}, which is not in the kit")
                 found[name] += 1
                 _check_latencies(walls_ms, cpus_ms, f"{where}: {name}")
-                numbers += [start_s, seconds]
+                numbers += [start_s, seconds, session]
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{where}: is not of the expected form: {error!r}") from None
         if not all(_is_count(value) for value in numbers):

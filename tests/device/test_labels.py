@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def make_samples(
     number, model, _ = np.indices(shape).reshape(3, -1)
     wall = np.array(levels_ms)[model] * factor(rng, model.size)
     return Samples(
-        tuple(f"n{i}" for i in range(len(levels_ms))), number, model, np.zeros(model.size), wall,
+        tuple(f"n{i}" for i in range(len(levels_ms))), number, model, np.ones_like(model), np.zeros(model.size), wall,
         np.full(model.size, np.nan) if cpu is None else cpu,
     )  # fmt: skip
 
@@ -96,10 +97,23 @@ def test_interrupted_runs_count_by_their_cpu_time() -> None:
     wall = cpu / 0.999
     wall[::5] *= 2  # another process had the CPU for as long
     calm = make_samples(LEVELS, 8, 3, lambda rng, n: np.ones(n), cpu=cpu)
-    samples = Samples(calm.names, calm.round, calm.model, calm.start_s, wall, cpu)
+    samples = replace(calm, wall_ms=wall)
     assert undisturbed_ms(samples) == pytest.approx(calm.wall_ms, rel=1e-9)
     assert interrupted_share(samples) == pytest.approx(0.2, abs=0.01)
     assert find_labels(samples).label_ms == pytest.approx(LEVELS, rel=1e-3)
+
+
+def test_sessions_that_differ_make_a_label_less_sure_than_its_rounds_say() -> None:
+    samples = make_samples(LEVELS, 40, 3, lambda rng, n: np.exp(0.005 * rng.standard_normal(n)))
+    session = samples.round // 8  # five sessions, each some percent faster or slower for as long as it lives
+    lucky = np.random.default_rng(1).normal(0, 0.03, (5, len(LEVELS)))
+    shaken = replace(samples, session=session, wall_ms=samples.wall_ms * np.exp(lucky[session, samples.model]))
+    by_session, by_round = find_labels(shaken), find_labels(replace(shaken, session=np.ones_like(session)))
+    assert by_session.interval.mean() > 2 * by_round.interval.mean()
+    errors = np.log(by_session.label_ms / LEVELS)
+    assert np.mean(np.abs(errors - np.median(errors)) <= by_session.interval) > 0.7
+    halves = np.log(by_session.half_label_ms[:, 0] / by_session.half_label_ms[:, 1])
+    assert np.abs(halves).mean() > 0.005
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
@@ -110,11 +124,7 @@ def test_impossible_latencies_and_unmeasured_networks_are_named(value: float) ->
         find_labels(samples)
     lacking = make_samples(LEVELS, 2, 2, lambda rng, n: np.ones(n))
     with pytest.raises(MeasurementError, match="no latency was measured for more"):
-        find_labels(
-            Samples(
-                (*lacking.names, "more"), lacking.round, lacking.model, lacking.start_s, lacking.wall_ms, lacking.cpu_ms
-            )
-        )
+        find_labels(replace(lacking, names=(*lacking.names, "more")))
 
 
 def test_samples_survive_a_file_and_damage_is_named(tmp_path: Path) -> None:
