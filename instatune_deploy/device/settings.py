@@ -13,8 +13,8 @@ class TimingSettings:
         seconds: of measuring at most, loading and waiting not counted.
         precision: half-width of a label's 95% confidence interval (fraction) at which it is sure enough.
         wait_s: seconds at most to wait, in all, for other processes to leave the machine alone.
-        sessions: how often each model is loaded over `seconds`: where its memory happens to lie makes a session faster or
-            slower by a percent for as long as it lives.
+        sessions: how often each model whose label must be sure is loaded over `seconds`, others half as often: where
+            its memory happens to lie makes a session faster or slower by a percent for as long as it lives.
         min_rounds, max_rounds: rounds before it may end, and after which it ends.
         min_runs, max_runs: runs a visit; within these as many as take `visit_ms`.
         lead_ms: runs at the start of a visit that do not count: as many as take so long, at least one.

@@ -14,7 +14,7 @@ import random
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,11 +132,12 @@ class Bench:
             self.runs[name] = min(max(int(visit_ms / median), self.settings.min_runs), self.settings.max_runs)
         return session
 
-    def renew(self, share: float) -> None:
+    def renew(self, share: float, sure: Collection[str]) -> None:
         """Close the sessions that have had their share of the time, of which `share` (0..1) is over; they are loaded anew
-        when they are visited next. Models take turns."""
+        when they are visited next. Models take turns; those not in `sure` are loaded half as often."""
         for number, name in enumerate(self.models):
-            due = int(share * self.settings.sessions + number / len(self.models))
+            sessions = self.settings.sessions / (1 if name in sure else 2)
+            due = int(share * sessions + number / len(self.models))
             if name in self.live and self.renewals.get(name, 0) < due:
                 self.live.pop(name).close()
                 self.renewals[name] = due
@@ -188,7 +189,7 @@ def run_rounds(
             next_look = int(len(rounds) * _LOOK_GROWTH) + 1
         waited_s = 0.0 if calm or wait_left_s <= 0 else wait_until_calm(wait_left_s)
         wait_left_s -= waited_s
-        bench.renew(min(spent_s / settings.seconds, 1.0))
+        bench.renew(min(spent_s / settings.seconds, 1.0), sure)
         start = CpuTimes.read()
         found = bench.visit_all(schedule(visits, rng))
         end = CpuTimes.read()

@@ -186,6 +186,16 @@ def test_sessions_stay_live_only_where_allowed_and_while_memory_lasts(
         assert all({visit[0] for visit in done["visits"]} == set(models) for done in rounds)
 
 
+def test_models_are_loaded_several_times_and_the_ones_that_matter_twice_as_often(fake_file) -> None:
+    rng = random.Random(0)
+    models = {name: fake_file(name, [10.0 * rng.uniform(0.5, 2) for _ in range(5000)]) for name in "abcdefgh"}
+    sure = ["a", "b", "c"]
+    found = fake(models, sure=sure, settings=TimingSettings(seconds=60, sessions=6, precision=0))
+    sessions = {name: len(set(found.raw.session[found.raw.model == i])) for i, name in enumerate(found.raw.names)}
+    assert all(sessions[name] >= 6 for name in sure)
+    assert all(3 <= sessions[name] <= 4 for name in models if name not in sure)
+
+
 def test_the_order_of_visits_follows_the_seed(fake_file) -> None:
     models = {name: fake_file(name, 2.0) for name in "abcdefg"}
 

@@ -174,6 +174,8 @@ def test_the_stage_finds_the_table_that_the_machine_has(tmp_path: Path) -> None:
     assert (table.target, table.signature) == ("cpu-test", SHAPE.signature)
     assert table.missing(MINILM) == []
     assert LatencyTable.from_json(table.to_json()) == table
+    # Keys of later stages are made of the text.
+    assert LatencyTable.from_json(table.to_json()).to_json() == table.to_json()
     # Every run is kept, and the table follows from them.
     assert table.measure_s > table.heldout_s > 0
     assert len(found.raw.wall_ms) == sum(sample.n for sample in (*table.samples, *table.heldout))
