@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+import yaml
 from transformers import BertConfig, PretrainedConfig, ViTConfig
 
 from benchmarks.demo import demo_config
@@ -21,7 +22,7 @@ from instatune_deploy.elastic.pretrained import load_config, space_for
 from instatune_deploy.elastic.probing import random_model
 from instatune_deploy.faces.cli.app import progress, quiet_libraries
 from instatune_deploy.profiling import Prober, describe_table
-from instatune_deploy.values.recipe import ProfileSection, SpaceSection, read_recipe
+from instatune_deploy.values.recipe import ProfileSection
 from instatune_deploy.values.target import find_target
 from instatune_deploy.workspace import data_directories
 
@@ -32,9 +33,10 @@ TOKENS = 128
 
 def configs() -> dict[str, tuple[PretrainedConfig, str | dict[str, list[int]]]]:
     """Each model's config and space, by name."""
-    digits = read_recipe(Path(__file__).parent / "recipes" / "digits.yaml").space
+    recipe = Path(__file__).parent / "recipes" / "digits.yaml"
+    digits = yaml.safe_load(recipe.read_text(encoding="utf-8"))["space"]
     return {
-        "demo": (demo_config(), digits.model_dump() if isinstance(digits, SpaceSection) else digits),
+        "demo": (demo_config(), digits),
         "minilm": (load_config("benchmarks/models/minilm-l6"), "paper"),
         "vit-s16": (ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536), "paper"),
         "bert-base": (BertConfig(), "paper"),
