@@ -39,7 +39,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(
         model, shape.full(), Deployment("openvino"), shape,
         Processor(str(directory / "model"), "text-classification", 8), synthetic_inputs(model.config, 8, 2, seed=0),
-        directory / "artifact", target="cpu-test", metric="accuracy", predicted=None,
+        [], directory / "artifact", target="cpu-test", metric="accuracy", predicted=None,
     ).directory  # fmt: skip
 
 
