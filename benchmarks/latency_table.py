@@ -3,12 +3,14 @@ so, closer than what others use, and selections by it keep their budgets.
 
 ``python -m benchmarks.latency_table`` (`make bench-setup` first) measures MiniLM-L6 at 128 tokens and ViT-S/16 at 224 x 224 in
 five deployments, each with 40 held-out networks, and writes results/latency_table.json. Each measurement is kept in
-runs/latency-table, so that it can be run in pieces (``minilm``, ``vit_s16``: measure that model and write nothing);
+runs/latency-table, so that it can be run in pieces (``minilm``, ``vit_s16``: measure that model and write nothing; ``report``: measure
+nothing and write what there is);
 delete that directory to measure anew.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import shutil
@@ -57,6 +59,8 @@ DEPLOYMENTS = {
 TARGET = Target("cpu-avx512", "benchmark", "cpu", tuple(DEPLOYMENTS.values()))
 HELDOUT, TRAINING, SEED = 40, (10, 50, 100), 0
 PROXY_SECONDS = 30.0
+#: Of measuring a deployment's probes at most.
+SECONDS = {"minilm": 60, "vit_s16": 40}
 Report = Callable[[str], None]
 
 
@@ -88,18 +92,37 @@ def subjects(report: Report) -> list[Subject]:
     return found
 
 
+class NotMeasuredError(Exception):
+    """Something was not measured, and is not to be measured now."""
+
+
+#: ``report`` writes what has been measured so far and measures nothing.
+MEASURES = "report" not in sys.argv[1:]
+
+
 def kept(path: Path, make: Callable[[], Any]) -> Any:
-    """What `make` gives, from the file where an earlier run left it."""
+    """What `make` gives, from the file where an earlier run left it.
+
+    Raises:
+        NotMeasuredError: there is none, and nothing is to be measured.
+    """
     if not path.is_file():
+        if not MEASURES:
+            raise NotMeasuredError(path.stem)
         write_json(path, make())
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def table_of(subject: Subject, deployment: Deployment, report: Report) -> LatencyTable:
     """The table with its 40 held-out networks, measured now or before."""
-    shape, settings = subject.prober.shape, ProfileSection(heldout=HELDOUT, wait_seconds=5)
+    shape, settings = (
+        subject.prober.shape,
+        ProfileSection(heldout=HELDOUT, seconds=SECONDS[subject.name], wait_seconds=5),
+    )
     path = RUN / "tables" / TARGET.name / shape.signature / f"{deployment.name}.json"
     if not path.is_file():
+        if not MEASURES:
+            raise NotMeasuredError(path.stem)
         subject.prober.table(TARGET, deployment, settings, RUN / "tables", seed=SEED)
     table = LatencyTable.from_json(path.read_text(encoding="utf-8"), str(path))
     report(describe_table(table))
@@ -154,7 +177,7 @@ def training_ms(subject: Subject, deployment: Deployment, table: LatencyTable) -
     return {str(a): speed * found[str(a)].label_ms for a in networks[: max(TRAINING)]}
 
 
-def compare(subject: Subject, key: str, eager: dict[str, float], report: Report) -> list[dict[str, Any]]:
+def compare(subject: Subject, key: str, eager: dict[str, float] | None, report: Report) -> list[dict[str, Any]]:
     """A row for our table and for each proxy, all judged on the same held-out networks' same labels."""
     deployment = DEPLOYMENTS[key]
     table = table_of(subject, deployment, report)
@@ -163,16 +186,18 @@ def compare(subject: Subject, key: str, eager: dict[str, float], report: Report)
     held = [Architecture.parse(sample.architecture) for sample in table.heldout]
     truth = [sample.label_ms for sample in table.heldout]
     macs = {str(a): float(count_macs(subject.prober.shape, a)) for a in (*held, *map(Architecture.parse, probes))}
-    costs = kept(place.with_suffix(".blocks.json"), lambda: blocks_ms(subject, deployment))
-    trained = kept(place.with_suffix(".training.json"), lambda: training_ms(subject, deployment, table))
-    known = {Architecture.parse(text): value for text, value in trained.items()}
-    estimates = {
-        "macs": by_line([macs[p] for p in probes], labels, [macs[str(a)] for a in held]),
-        "torch_eager": by_line([eager[p] for p in probes], labels, [eager[str(a)] for a in held]),
-        "blocks": by_blocks(costs, held),
-    }
-    for n in TRAINING:
-        estimates[f"lightgbm_{n}"] = by_trees(subject.space, dict(list(known.items())[:n]), held, seed=SEED)
+    estimates = {"macs": by_line([macs[p] for p in probes], labels, [macs[str(a)] for a in held])}
+    if eager is not None:
+        estimates["torch_eager"] = by_line([eager[p] for p in probes], labels, [eager[str(a)] for a in held])
+    with contextlib.suppress(NotMeasuredError):
+        estimates["blocks"] = by_blocks(
+            kept(place.with_suffix(".blocks.json"), lambda: blocks_ms(subject, deployment)), held
+        )
+    with contextlib.suppress(NotMeasuredError):
+        trained = kept(place.with_suffix(".training.json"), lambda: training_ms(subject, deployment, table))
+        known = {Architecture.parse(text): value for text, value in trained.items()}
+        for n in TRAINING:
+            estimates[f"lightgbm_{n}"] = by_trees(subject.space, dict(list(known.items())[:n]), held, seed=SEED)
     shared = {"model": subject.name, "deployment": key, "seed": SEED, "n": len(held), "split": "held-out networks"}
     ours = {
         "mape_pct": table.error.mape_pct, "max_pct": table.error.max_pct, "tau": table.error.kendall_tau,
@@ -269,13 +294,18 @@ def main(names: list[str]) -> int:
     figures: dict[str, float] = {}
     every = subjects(report)
     for subject in every:
-        if names and subject.name not in names:
+        if MEASURES and names and subject.name not in names:
             continue
         made = kept(RUN / f"{subject.name}.probe-files.json", lambda s=subject: probe_seconds(s))
         figures[f"{subject.name}.probe_files_s"] = made["seconds"]
         rows.append(made)
         # Ours first, all in a row: the tables' machine should be one machine.
-        tables = {key: table_of(subject, deployment, report) for key, deployment in DEPLOYMENTS.items()}
+        tables = {}
+        for key, deployment in DEPLOYMENTS.items():
+            with contextlib.suppress(NotMeasuredError):
+                tables[key] = table_of(subject, deployment, report)
+        if not tables:
+            continue
         if subject is every[0]:
             found = kept(RUN / "budgets.json", lambda s=subject, t=tables: budgets(s, t, report))["rows"]
             rows += found
@@ -284,15 +314,17 @@ def main(names: list[str]) -> int:
         wanted = [
             Architecture.parse(s.architecture) for t in [next(iter(tables.values()))] for s in (*t.samples, *t.heldout)
         ]
-        eager = kept(RUN / f"{subject.name}.eager.json", lambda s=subject, w=wanted: eager_ms(s, w, report))
-        for key in DEPLOYMENTS:
+        eager = None
+        with contextlib.suppress(NotMeasuredError):
+            eager = kept(RUN / f"{subject.name}.eager.json", lambda s=subject, w=wanted: eager_ms(s, w, report))
+        for key in tables:
             for row in compare(subject, key, eager, report):
                 rows.append(row)
                 prefix = "" if row["what"] == "table" else f"{row['what']}."
-                names = ["mape_pct", "max_pct", "tau"]
-                names += ["noise_floor_pct", "probes", "measure_s", "within_2_pct"] if not prefix else []
-                figures.update({f"{prefix}{subject.name}.{key}.{name}": row[name] for name in names})
-    if names:
+                quoted = ["mape_pct", "max_pct", "tau"]
+                quoted += ["noise_floor_pct", "probes", "measure_s", "within_2_pct"] if not prefix else []
+                figures.update({f"{prefix}{subject.name}.{key}.{name}": row[name] for name in quoted})
+    if MEASURES and names:
         return 0
     for path in sorted(RECORDS.glob("hat_*.csv")):
         found = recorded_latency.evaluate(path, train=100)
