@@ -141,7 +141,7 @@ def eager_ms(subject: Subject, wanted: list[Architecture], report: Report) -> di
             export_torch(build(architecture), example, files[str(architecture)], precision="fp32")
     report(f"{subject.name}: measuring eager PyTorch on {len(files)} networks")
     deployment = Deployment("torch")
-    settings = TimingSettings(seconds=2 * PROXY_SECONDS)
+    settings = TimingSettings(seconds=2 * PROXY_SECONDS, sessions=1)
     found = measure(files, subject.prober.inputs(deployment), deployment, seed=SEED, settings=settings).samples
     return {name: sample.label_ms for name, sample in found.items()}
 
@@ -156,7 +156,7 @@ def blocks_ms(subject: Subject, deployment: Deployment) -> dict[str, float]:
     for name, block in isolated_blocks(subject.model, subject.space).items():
         inputs = whole if name == "fixed" else {"hidden": hidden}
         files[name] = block_file(name, block, inputs, deployment, directory, image=subject.is_image)
-    settings = TimingSettings(seconds=PROXY_SECONDS / 2)
+    settings = TimingSettings(seconds=PROXY_SECONDS / 2, sessions=3)
     found = measure(files, {**whole, "hidden": hidden}, deployment, seed=SEED, settings=settings).samples
     return {name: sample.label_ms for name, sample in found.items()}
 
@@ -171,7 +171,7 @@ def training_ms(subject: Subject, deployment: Deployment, table: LatencyTable) -
     drawn = [a for a in subject.space.sample(max(TRAINING) + len(taken), seed=SEED + 1) if str(a) not in taken]
     networks = [*drawn[: max(TRAINING)], *(Architecture.parse(text) for text in probes)]
     files = {str(a): subject.prober.files.path(a, deployment) for a in networks}
-    settings = TimingSettings(seconds=PROXY_SECONDS, min_rounds=2)
+    settings = TimingSettings(seconds=PROXY_SECONDS, min_rounds=2, sessions=1)
     found = measure(files, subject.prober.inputs(deployment), deployment, seed=SEED, settings=settings).samples
     speed = statistics.median(sample.label_ms / found[sample.architecture].label_ms for sample in table.samples)
     return {str(a): speed * found[str(a)].label_ms for a in networks[: max(TRAINING)]}
