@@ -164,7 +164,7 @@ def write_project(directory: Path, task: str = "text-classification") -> Path:
             "importance_rows": 64,
         },
         "search": {"warm_start": 8, "rounds": 2, "batch": 4, "population": 20, "generations": 5},
-        "profile": {"heldout": 3, "seconds": 3, "confirm_seconds": 1},
+        "profile": {"heldout": 3, "seconds": 1, "confirm_seconds": 1, "wait_seconds": 0},
         "targets": {"cpu-test": ["90%"]},
     }  # fmt: skip
     path = directory / "recipe.yaml"
