@@ -61,7 +61,9 @@ def _lines(bench: ArtifactBench) -> Iterator[str]:
     what = f"batch {bench.deployment.batch}" + (f", {bench.tokens} tokens" if bench.tokens else "")
     yield f"{bench.artifact.directory}: {bench.artifact.manifest.architecture} on {bench.deployment.name}, {what}"
     sure = (
-        "converged" if latency.converged else "NOT converged: some process did not know its label to within 1% in time"
+        "converged"
+        if latency.converged
+        else "NOT converged: some process did not know its label to within half a percent in time"
     )
     yield f"measured in {latency.n} runs of {latency.processes} processes, {sure}"
     p50, label = latency.p50_ms, latency.label_ms
