@@ -60,7 +60,7 @@ TARGET = Target("cpu-avx512", "benchmark", "cpu", tuple(DEPLOYMENTS.values()))
 HELDOUT, TRAINING, SEED = 40, (10, 50, 100), 0
 PROXY_SECONDS = 30.0
 #: Of measuring a deployment's probes at most.
-SECONDS = {"minilm": 60, "vit_s16": 40}
+SECONDS = 60
 Report = Callable[[str], None]
 
 
@@ -117,7 +117,7 @@ def table_of(subject: Subject, deployment: Deployment, report: Report) -> Latenc
     """The table with its 40 held-out networks, measured now or before."""
     shape, settings = (
         subject.prober.shape,
-        ProfileSection(heldout=HELDOUT, seconds=SECONDS[subject.name], wait_seconds=5),
+        ProfileSection(heldout=HELDOUT, seconds=SECONDS, wait_seconds=5),
     )
     path = RUN / "tables" / TARGET.name / shape.signature / f"{deployment.name}.json"
     if not path.is_file():
