@@ -14,8 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from instatune_deploy.device.lowering.onnx import export_onnx
-from instatune_deploy.device.lowering.openvino import to_openvino
-from instatune_deploy.device.lowering.quantize import quantize_onnx_dynamic, quantize_onnx_static, quantize_openvino
+from instatune_deploy.device.lowering.variants import ONNX, lower
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.elastic.probing import probing_supernet
 from instatune_deploy.values.deployment import Deployment
@@ -109,23 +108,10 @@ def block_file(
     name: str, block: nn.Module, inputs: dict[str, np.ndarray], deployment: Deployment, directory: Path, *, image: bool
 ) -> Path:
     """The block's file for a deployment, lowered just as whole networks are."""
-    wanted = directory / name.replace("=", "") / get_runtime(deployment.runtime).model_file(deployment)
-    plain = wanted.with_name("model.onnx")
-    if not plain.is_file():
-        export_onnx(block.eval(), {key: torch.from_numpy(value) for key, value in inputs.items()}, plain)
-    if wanted.is_file():
-        return wanted
-    if deployment.runtime == "openvino":
-        ir = wanted.with_name("openvino_model.xml")
-        if not ir.is_file():
-            to_openvino(plain, ir)
-        if wanted != ir:
-            quantize_openvino(ir, wanted, [inputs], fast=True)
-    elif image:
-        quantize_onnx_static(plain, wanted, [inputs])
-    else:
-        quantize_onnx_dynamic(plain, wanted)
-    return wanted
+    folder = directory / name.replace("=", "")
+    if not (folder / ONNX).is_file():
+        export_onnx(block.eval(), {key: torch.from_numpy(value) for key, value in inputs.items()}, folder / ONNX)
+    return lower(folder, get_runtime(deployment.runtime).model_file(deployment), [inputs], image=image, fast=True)
 
 
 def by_blocks(costs_ms: Mapping[str, float], wanted: Sequence[Architecture]) -> list[float]:

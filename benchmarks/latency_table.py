@@ -30,9 +30,9 @@ from benchmarks import recorded_latency
 from benchmarks.latency_proxies import block_file, by_blocks, by_line, by_trees, errors, isolated_blocks
 from benchmarks.results import write_result
 from instatune_deploy.device.lowering.onnx import export_onnx
-from instatune_deploy.device.lowering.openvino import to_openvino
-from instatune_deploy.device.lowering.quantize import quantize_onnx_dynamic, quantize_openvino
 from instatune_deploy.device.lowering.torch import export_torch
+from instatune_deploy.device.lowering.variants import ONNX, lower
+from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.device.timing import measure
 from instatune_deploy.elastic.pretrained import load_config, space_for
@@ -40,7 +40,7 @@ from instatune_deploy.elastic.probing import probing_supernet, random_model, syn
 from instatune_deploy.faces.cli.app import progress, quiet_libraries
 from instatune_deploy.profiling import Prober, describe_table
 from instatune_deploy.values.deployment import Deployment
-from instatune_deploy.values.latency import LatencyTable
+from instatune_deploy.values.latency import LatencyTable, table_file
 from instatune_deploy.values.macs import count_macs
 from instatune_deploy.values.recipe import ProfileSection
 from instatune_deploy.values.space import Architecture, SearchSpace
@@ -119,7 +119,7 @@ def table_of(subject: Subject, deployment: Deployment, report: Report) -> Latenc
         subject.prober.shape,
         ProfileSection(heldout=HELDOUT, seconds=SECONDS, wait_seconds=5),
     )
-    path = RUN / "tables" / TARGET.name / shape.signature / f"{deployment.name}.json"
+    path = RUN / "tables" / table_file(TARGET.name, shape.signature, deployment)
     if not path.is_file():
         if not MEASURES:
             raise NotMeasuredError(path.stem)
@@ -240,17 +240,9 @@ def budgets(subject: Subject, tables: dict[str, LatencyTable], report: Report) -
         mine = [(n, c) for n, c in enumerate(chosen) if c[0] == key]
         for number, (_, architecture, _, _) in mine:
             folder = RUN / "budgets" / str(number)
-            onnx, ir = folder / "model.onnx", folder / "openvino_model.xml"
-            export_onnx(build(architecture), example, onnx)
-            if deployment.runtime == "openvino":
-                to_openvino(onnx, ir)
-            if deployment.precision == "int8":
-                if deployment.runtime == "openvino":
-                    quantize_openvino(ir, folder / "openvino_model_int8.xml", [inputs])
-                else:
-                    quantize_onnx_dynamic(onnx, folder / "model_int8.onnx")
-            names = {"ort-fp32": "model.onnx", "ort-int8": "model_int8.onnx", "ov-int8": "openvino_model_int8.xml"}
-            files[f"artifact {number}"] = folder / names.get(key, "openvino_model.xml")
+            export_onnx(build(architecture), example, folder / ONNX)
+            file = get_runtime(deployment.runtime).model_file(deployment)
+            files[f"artifact {number}"] = lower(folder, file, [inputs], image=subject.is_image)
         for sample in table.samples:
             architecture = Architecture.parse(sample.architecture)
             files[sample.architecture] = subject.prober.files.path(architecture, deployment)

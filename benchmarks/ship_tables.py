@@ -22,6 +22,7 @@ from instatune_deploy.elastic.pretrained import load_config, space_for
 from instatune_deploy.elastic.probing import random_model
 from instatune_deploy.faces.cli.app import progress, quiet_libraries
 from instatune_deploy.profiling import Prober, describe_table
+from instatune_deploy.values.latency import raw_file, table_file
 from instatune_deploy.values.recipe import ProfileSection
 from instatune_deploy.values.target import find_target
 from instatune_deploy.workspace import data_directories
@@ -55,15 +56,15 @@ def main(names: list[str]) -> int:
         probes = Path("runs/ship-tables") / name
         prober = Prober(random_model(config), space_for(config, wanted), TOKENS, probes, report, seed=0)
         for deployment in usable_deployments(target, detect())[0]:
-            place = Path(target.name) / prober.shape.signature
-            files = [place / f"{deployment.name}{suffix}" for suffix in (".samples.npz", ".json")]
-            if (OUT / files[-1]).is_file():
+            table = table_file(target.name, prober.shape.signature, deployment)
+            files = [raw_file(table), table]
+            if (OUT / table).is_file():
                 continue
             if all((RUN / "tables" / file).is_file() for file in files):
-                (OUT / place).mkdir(parents=True, exist_ok=True)
+                (OUT / table).parent.mkdir(parents=True, exist_ok=True)
                 for file in files:
                     shutil.copyfile(RUN / "tables" / file, OUT / file)
-                report(f"{name}: {files[-1]} taken over")
+                report(f"{name}: {table} taken over")
                 continue
             report(describe_table(prober.table(target, deployment, ProfileSection(), OUT, seed=0)))
         shutil.rmtree(probes, ignore_errors=True)

@@ -24,8 +24,8 @@ from instatune_deploy.errors import TableError
 from instatune_deploy.stages.profile import Plan, Profiled, plan, profile
 from instatune_deploy.stages.profile.table import refit
 from instatune_deploy.values.deployment import Deployment
-from instatune_deploy.values.latency import LatencyTable
-from instatune_deploy.values.manifest import sha256_file
+from instatune_deploy.values.hashing import sha256_file
+from instatune_deploy.values.latency import LatencyTable, raw_file, table_file
 from instatune_deploy.values.recipe import ProfileSection, read_recipe
 from instatune_deploy.values.space import SearchSpace
 from instatune_deploy.values.target import Target, find_target
@@ -77,7 +77,7 @@ class Prober:
         planned = self.plan(settings, seed=seed)
         journal = self.directory / f"{target.name}-{deployment.name}"
         finished = journal.with_suffix(".done")
-        place = out / f"{target.name}/{self.shape.signature}/{deployment.name}.json"
+        place = out / table_file(target.name, self.shape.signature, deployment)
         if finished.is_file() and place.is_file():
             self.report(f"{target.name}/{deployment.name}: measured before the interruption")
             return LatencyTable.from_json(place.read_text(encoding="utf-8"), str(place))
@@ -103,7 +103,7 @@ def refit_table(path: Path) -> LatencyTable:
     if not path.is_file():
         raise TableError(f"{path}: there is no such latency table")
     table = LatencyTable.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
-    raw_path = path.with_name(path.name.removesuffix(".json") + ".samples.npz")
+    raw_path = Path(raw_file(str(path)))
     if not raw_path.is_file():
         raise TableError(f"{raw_path}: missing: without its runs a table cannot be fitted again")
     if (found := sha256_file(raw_path)) != table.raw_sha256:

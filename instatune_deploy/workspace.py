@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from instatune_deploy.values.manifest import sha256_file
+from instatune_deploy.values.hashing import sha256_file
 
 
 def content_key(*parts: Any) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from datasets import Dataset
@@ -20,6 +22,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from instatune_deploy.faces.cli import main
 from instatune_deploy.values.space import SearchSpace
 
 
@@ -170,3 +173,20 @@ def write_project(directory: Path, task: str = "text-classification") -> Path:
     path = directory / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return path
+
+
+def call_main(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object
+) -> tuple[int, str, str]:
+    """Exit code, stdout and last line of stderr of `instatune-deploy` called in this process."""
+    monkeypatch.setattr(sys, "argv", ["instatune-deploy", *map(str, arguments)])
+    capsys.readouterr()
+    code: str | int | None = 0
+    try:
+        main()
+    except SystemExit as caught:
+        code = caught.code or 0
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    lines = [line for line in captured.err.splitlines() if line.strip()]
+    return int(code or 0), captured.out, lines[-1] if lines else ""

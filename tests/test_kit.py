@@ -28,8 +28,8 @@ from instatune_deploy.kit import import_results
 from instatune_deploy.kit.manifest import Kit, parse
 from instatune_deploy.kit.runner import why_not
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.latency import LatencyTable
-from instatune_deploy.values.manifest import sha256_file
 from instatune_deploy.values.recipe import Recipe
 from instatune_deploy.values.space import SearchSpace
 from tests.helpers import write_text_model

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import readme
+
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
@@ -28,3 +30,8 @@ def test_readme_quotes_the_figures_of_the_results() -> None:
     for number, name, key, digits in quoted:
         figures = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))["figures"]
         assert number == f"{figures[key]:.{digits}f}", f"{name}:{key}"
+
+
+def test_readme_tables_are_those_of_the_results() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert readme.rendered(text) == text, "python -m benchmarks.readme writes them anew"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from instatune_deploy.device.samples import Samples
+from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.latency import LatencyTable
-from instatune_deploy.values.manifest import sha256_file
 
 DIRECTORY = Path(__file__).parents[1] / "latency_tables"
 TABLES = sorted(DIRECTORY.rglob("*.json"))

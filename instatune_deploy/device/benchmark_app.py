@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -15,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from instatune_deploy.device.fingerprint import available_cpus
+from instatune_deploy.device.process import how_it_ended, pinned_cpus, thread_environment
 from instatune_deploy.device.runtimes.openvino import OpenVino
-from instatune_deploy.errors import MeasurementError, TargetError
+from instatune_deploy.errors import MeasurementError
 from instatune_deploy.values.deployment import Deployment
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TBB_NUM_THREADS")
 _REPORT = "benchmark_report.json"
 _MEDIAN = re.compile(r"Median:\s*([0-9.eE+-]+)\s*(ms|us)\b")
 # Pins itself, then becomes benchmark_app: forking a process that has threads and pinning in between is not safe.
@@ -100,9 +98,7 @@ def run_benchmark_app(
         MeasurementError: it failed, took too long, or said no median.
         TargetError: this process may not use as many CPUs as the deployment has threads.
     """
-    cpus = available_cpus()
-    if deployment.threads > len(cpus):
-        raise TargetError(f"{deployment.name} needs {deployment.threads} CPUs, this process may use {len(cpus)}")
+    pinned = ",".join(map(str, pinned_cpus(deployment)))
     wanted = input_names(model_file)
     missing = [name for name in wanted if name not in inputs]
     if missing:
@@ -112,16 +108,14 @@ def run_benchmark_app(
         for input_name in wanted:
             np.save(directory / f"{input_name}.npy", inputs[input_name])
         given = {input_name: inputs[input_name] for input_name in wanted}
-        pinned = ",".join(str(cpu) for cpu in cpus[-deployment.threads :])
         command = [sys.executable, "-c", _PINNED, pinned, str(app)]
         command += arguments(model_file, given, deployment, runs=runs, report_folder=directory)
-        environment = {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(deployment.threads))}
         try:
             # It splits the list of its input files at commas and colons, so these are named from where they lie.
             done = subprocess.run(
                 command,
                 cwd=directory,
-                env=environment,
+                env=thread_environment(deployment),
                 capture_output=True,
                 text=True,
                 errors="replace",
@@ -131,7 +125,7 @@ def run_benchmark_app(
         except subprocess.TimeoutExpired:
             raise MeasurementError(f"benchmark_app took over {timeout_s:.0f} s and was stopped") from None
         if done.returncode != 0:
-            raise MeasurementError(f"benchmark_app failed ({_how(done.returncode)}): {_reason(done)}")
+            raise MeasurementError(f"benchmark_app failed ({how_it_ended(done.returncode)}): {_reason(done)}")
         return parse_median_ms(done.stdout, _read_report(directory / _REPORT))
 
 
@@ -165,10 +159,6 @@ def parse_median_ms(output: str, report: dict[str, Any]) -> float:
 def _type_name(dtype: np.dtype) -> str:
     """OpenVINO's name of a numeric type, such as ``f32`` or ``i64``."""
     return f"{dtype.kind}{8 * dtype.itemsize}"
-
-
-def _how(code: int) -> str:
-    return f"exit code {code}" if code > 0 else f"signal {-code}"
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:

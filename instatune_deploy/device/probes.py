@@ -8,14 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from instatune_deploy.device.lowering.half import to_fp16
 from instatune_deploy.device.lowering.onnx import export_onnx
-from instatune_deploy.device.lowering.openvino import to_openvino
-from instatune_deploy.device.lowering.quantize import quantize_onnx_dynamic, quantize_onnx_static, quantize_openvino
 from instatune_deploy.device.lowering.template import NotUnderstoodError, Template
 from instatune_deploy.device.lowering.template_onnx import layer_exits, read_onnx, write_network_onnx
 from instatune_deploy.device.lowering.template_openvino import read_ir, write_network_ir
 from instatune_deploy.device.lowering.torch import export_torch
+from instatune_deploy.device.lowering.variants import FILES, ONNX, lower
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.errors import MeasurementError
 from instatune_deploy.values.deployment import Deployment
@@ -24,10 +22,6 @@ from instatune_deploy.values.space import Architecture, LayerChoice, SearchSpace
 if TYPE_CHECKING:
     import torch
 
-_ONNX, _ONNX_INT8, _ONNX_FP16 = "model.onnx", "model_int8.onnx", "model_fp16.onnx"
-_IR, _IR_INT8 = "openvino_model.xml", "openvino_model_int8.xml"
-#: What each file is made from.
-_SOURCES = {_ONNX_INT8: _ONNX, _ONNX_FP16: _ONNX, _IR: _ONNX, _IR_INT8: _IR}
 #: Values after which the noise in weights repeats: within the window of a zip's compression, and no power of two.
 _TILE = 1021
 
@@ -72,7 +66,7 @@ class ProbeFiles:
         file = get_runtime(deployment.runtime).model_file(deployment)
         if deployment.runtime == "torch":
             return self._torch_file(architecture, deployment.precision, file)
-        if deployment.runtime not in ("onnxruntime", "openvino") or file not in (_ONNX, *_SOURCES):
+        if deployment.runtime not in ("onnxruntime", "openvino") or file not in FILES:
             raise MeasurementError(
                 f"networks cannot be lowered for runtime {deployment.runtime!r} in {deployment.precision}"
             )
@@ -135,7 +129,7 @@ class ProbeFiles:
         folder = self._template_folder
         path = self._make(architecture, file, folder)
         network = read_onnx(path) if path.suffix == ".onnx" else read_ir(path)
-        return Template(network, layer_exits(folder / _ONNX, architecture.depth), self._choices)
+        return Template(network, layer_exits(folder / ONNX, architecture.depth), self._choices)
 
     def _make(self, architecture: Architecture, file: str, folder: Path | None = None) -> Path:
         """`file` of `architecture`, in `folder`, exported, converted and quantised for real; what is there is used."""
@@ -143,22 +137,13 @@ class ProbeFiles:
         path = folder / file
         if path.is_file():
             return path
-        if file == _ONNX:
+        if file == ONNX:
             export_onnx(_with_noise(self._build(architecture)), self._example_inputs, path)
             return path
-        source = self._make(architecture, _SOURCES[file], folder)
+        self._make(architecture, ONNX, folder)
         calibration = [{name: value.numpy() for name, value in self._example_inputs.items()}]
-        if file == _IR:
-            to_openvino(source, path)
-        elif file == _ONNX_FP16:
-            to_fp16(source, path)
-        elif file == _IR_INT8:
-            quantize_openvino(source, path, calibration, fast=True)
-        elif any(value.is_floating_point() for value in self._example_inputs.values()):
-            quantize_onnx_static(source, path, calibration)
-        else:
-            quantize_onnx_dynamic(source, path)
-        return path
+        image = any(value.is_floating_point() for value in self._example_inputs.values())
+        return lower(folder, file, calibration, image=image, fast=True)
 
 
 def template_choices(space: SearchSpace) -> Sequence[LayerChoice]:

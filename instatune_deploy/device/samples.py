@@ -25,8 +25,8 @@ _COUNTS = ("round", "model", "session")
 class Samples:
     """Runs in the order they were made; all arrays have shape (runs,).
 
-    `model` is an index into `names`, `session` which of its sessions it was made with; `start_s` is when its visit began, in seconds since the round's session began;
-    `wall_ms` the time that passed, `cpu_ms` the CPU time of the process in it, NaN where it says nothing about the run
+    `model` is an index into `names`, `session` which of its sessions it was made with; `start_s` is when its visit
+    began, in seconds since the round's session began; `wall_ms` the time that passed, `cpu_ms` the CPU time of the process in it, NaN where it says nothing about the run
     (several threads, other devices).
     """
 
@@ -56,15 +56,6 @@ class Samples:
         }
         arrays.update({key: arrays[key].astype(_NUMBERS[key]) for key in _COUNTS})
         return cls(tuple(names), **arrays)
-
-    def only(self, names: Sequence[str]) -> Samples:
-        """The runs of some networks."""
-        kept = [self.names.index(name) for name in names]
-        mine = np.isin(self.model, kept)
-        renumbered = np.full(len(self.names), -1)
-        renumbered[kept] = np.arange(len(kept))
-        arrays = {key: getattr(self, key)[mine] for key in _NUMBERS}
-        return Samples(tuple(names), **{**arrays, "model": renumbered[arrays["model"]]})
 
     def to_bytes(self) -> bytes:
         """A compressed NumPy archive; microseconds are kept to about seven digits."""

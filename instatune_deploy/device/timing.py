@@ -11,24 +11,22 @@ Protocol:
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from instatune_deploy.device.fingerprint import available_cpus
-from instatune_deploy.device.labels import find_labels, interrupted_share
-from instatune_deploy.device.process import run_worker, worker_spec
+from instatune_deploy.device.fingerprint import runtime_versions
+from instatune_deploy.device.labels import Labels, find_labels, interrupted_share
+from instatune_deploy.device.process import ROUNDS_FILE, keep_rounds_of, run_worker, worker_spec
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.device.samples import Samples
 from instatune_deploy.device.settings import TimingSettings
-from instatune_deploy.device.worker import ROUNDS_FILE, read_rounds, total_bytes
-from instatune_deploy.errors import TargetError
+from instatune_deploy.device.worker import read_rounds, total_bytes
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.latency import Disturbance, LatencySample
 
@@ -80,9 +78,6 @@ def measure(
     """
     settings = settings or TimingSettings()
     options = get_runtime(deployment.runtime).options(deployment)
-    cpus = available_cpus()
-    if deployment.device == "cpu" and deployment.threads > len(cpus):
-        raise TargetError(f"{deployment.name} needs {deployment.threads} CPUs, this process may use {len(cpus)}")
     spec = worker_spec(
         {name: str(path.absolute()) for name, path in models.items()},
         {name: (visits or {}).get(name, 1) for name in models},
@@ -118,27 +113,24 @@ def evaluate_rounds(
         for name, _, spent_s, *_ in done["visits"]:
             seconds[name] += spent_s
     raw = Samples.of_rounds(names, rounds)
-    samples = summarize(raw, precision=precision, seed=seed)
+    labels = find_labels(raw, seed=seed)
     disturbance = Disturbance(
         others_cpus=_mean([done["others"] for done in rounds]),
         stolen_cpus=_mean([done["stolen"] for done in rounds]),
         interrupted_pct=round(100 * interrupted_share(raw), 2),
-        slow_rounds_pct=round(100 * slow_share(find_labels(raw, seed=seed).round_factor), 2),
+        slow_rounds_pct=round(100 * slow_share(labels.round_factor), 2),
         waited_s=round(sum(done["waited_s"] for done in rounds), 1),
     )
-    return Measurement(samples, raw, disturbance, seconds, len(rounds), options)
+    return Measurement(summarize(raw, labels, precision=precision), raw, disturbance, seconds, len(rounds), options)
 
 
-def summarize(raw: Samples, *, precision: float, seed: int = 0) -> dict[str, LatencySample]:
+def summarize(raw: Samples, labels: Labels, *, precision: float) -> dict[str, LatencySample]:
     """What runs say of each model, by its name.
 
     Args:
+        labels: what `find_labels` found in them.
         precision: half-width of a label's 95% confidence interval (fraction) up to which it counts as converged.
-
-    Raises:
-        MeasurementError: a model has no run, or a latency is impossible.
     """
-    labels = find_labels(raw, seed=seed)
     samples = {}
     for number, name in enumerate(raw.names):
         p50, p90, p99 = (float(value) for value in np.percentile(raw.wall_ms[raw.model == number], [50, 90, 99]))
@@ -167,14 +159,9 @@ def _mean(values: list[float]) -> float:
 
 @contextmanager
 def _directory(journal: Path | None, spec: dict[str, Any], options: dict[str, str]) -> Iterator[Path]:
-    """A directory with the spec; rounds of another spec, or measured with other options, are not kept."""
-    with tempfile.TemporaryDirectory(prefix="instatune-timing-") as name:
-        directory = journal or Path(name)
-        directory.mkdir(parents=True, exist_ok=True)
-        same = {key: value for key, value in spec.items() if key not in ("settings", "cpus")} | {"options": options}
-        text = json.dumps(same, sort_keys=True)
-        key_path = directory / "key.json"
-        if not key_path.is_file() or key_path.read_text(encoding="utf-8") != text:
-            (directory / ROUNDS_FILE).unlink(missing_ok=True)
-            key_path.write_text(text, encoding="utf-8")
-        yield directory
+    """The journal, or a directory that goes; rounds of other networks, versions or options are not kept."""
+    key = {name: value for name, value in spec.items() if name not in ("settings", "cpus")}
+    key |= {"options": options, "versions": runtime_versions()}
+    with tempfile.TemporaryDirectory(prefix="instatune-timing-") if journal is None else nullcontext(journal) as name:
+        keep_rounds_of(Path(name), key)
+        yield Path(name)

@@ -23,13 +23,13 @@ import numpy as np
 
 from instatune_deploy.device.labels import find_labels
 from instatune_deploy.device.load import CpuTimes, Load, available_memory_bytes, wait_until_calm
+from instatune_deploy.device.process import ROUNDS_FILE
 from instatune_deploy.device.runtimes.base import Runtime, Session, get_runtime
 from instatune_deploy.device.samples import Samples
 from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.errors import InstatuneError, MeasurementError
 from instatune_deploy.values.deployment import Deployment
 
-ROUNDS_FILE = "rounds.jsonl"
 # Left free for everything else when sessions are kept: of all memory, and of the next session's file.
 _RESERVE_BYTES = 2e9
 _MEMORY_A_FILE_BYTE = 3

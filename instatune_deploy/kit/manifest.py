@@ -14,6 +14,7 @@ from instatune_deploy.errors import ArtifactError
 from instatune_deploy.kit.runner import SCHEMA_VERSION
 from instatune_deploy.stages.profile import Plan
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.faults import first_fault
 from instatune_deploy.values.latency import Machine
 from instatune_deploy.values.macs import ModelShape
 from instatune_deploy.values.space import Architecture, SearchSpace
@@ -133,8 +134,6 @@ def parse(kind: type[Value], text: bytes, source: str) -> Value:
             raise ArtifactError(f"{source}: schema_version: is {version}, this release reads {SCHEMA_VERSION}")
         return pydantic.TypeAdapter(kind).validate_python(data)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        field, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-        raise ArtifactError(": ".join(filter(None, [source, field, message]))) from None
+        raise ArtifactError(f"{source}: {first_fault(error)}") from None
     except ValueError as error:
         raise ArtifactError(f"{source}: not JSON: {error}") from None

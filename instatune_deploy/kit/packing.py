@@ -23,14 +23,14 @@ from instatune_deploy.kit.runner import MANIFEST, MANIFEST_HASH
 from instatune_deploy.profiling import Prober, Report, subject
 from instatune_deploy.stages.profile import Plan
 from instatune_deploy.values.deployment import Deployment
-from instatune_deploy.values.manifest import sha256_file
+from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.recipe import ProfileSection
 from instatune_deploy.values.target import Target, find_target
 from instatune_deploy.workspace import data_directories
 
 #: What the measuring process imports; nothing of it needs more than NumPy and a runtime.
 PACKAGE_FILES = (
-    "__init__.py", "errors.py", "values/__init__.py", "values/deployment.py", "device/__init__.py", "device/labels.py",
+    "__init__.py", "errors.py", "values/__init__.py", "values/deployment.py", "values/hashing.py", "device/__init__.py", "device/labels.py",
     "device/load.py", "device/machine_facts.py",
     "device/process.py", "device/samples.py", "device/settings.py", "device/worker.py",
     "device/runtimes/__init__.py", "device/runtimes/base.py", "device/runtimes/onnxruntime.py",

@@ -26,30 +26,21 @@ from instatune_deploy.device.machine_facts import (
     openvino_devices,
     runtime_versions,
 )
-from instatune_deploy.device.process import run_worker, worker_spec
+from instatune_deploy.device.process import DONE_FILE, ROUNDS_FILE, keep_rounds_of, run_worker, worker_spec
 from instatune_deploy.errors import ArtifactError, InstatuneError, MeasurementError
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.hashing import sha256_file
 
 #: Of the kit's manifest and of the results; `results.import_results` reads no other.
 SCHEMA_VERSION = 1
 MANIFEST, MANIFEST_HASH = "kit.json", "kit.sha256"
 RESULTS, MACHINE = "results.json", "machine.json"
 _WORK = "work"
-_ROUNDS, _KEY, _DONE = "rounds.jsonl", "key.json", "done.json"
 
 
 def rounds_name(deployment: str) -> str:
     """Where in the results the rounds of a deployment are."""
     return f"rounds/{deployment}.jsonl"
-
-
-def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_kit(root: Path) -> dict[str, Any]:
@@ -73,7 +64,7 @@ def read_kit(root: Path) -> dict[str, Any]:
         return kit
     for name, expected in kit["sha256"].items():
         path = root / name
-        if not path.is_file() or file_sha256(path) != expected:
+        if not path.is_file() or sha256_file(path) != expected:
             what = "is missing" if not path.is_file() else "was changed after packing or is damaged"
             raise ArtifactError(f"{path} {what}: unzip the kit again")
     verified.parent.mkdir(exist_ok=True)
@@ -106,14 +97,13 @@ def prepare(
 
     options = get_runtime(deployment.runtime).options(deployment)
     directory = root / _WORK / deployment.name
-    directory.mkdir(parents=True, exist_ok=True)
-    same_machine = {name: value for name, value in facts.items() if name != "load_1min"}
-    kit_hash = (root / MANIFEST_HASH).read_text(encoding="ascii")
-    key = json.dumps([kit_hash, same_machine, versions, options], sort_keys=True)
-    if not (directory / _KEY).is_file() or (directory / _KEY).read_text(encoding="utf-8") != key:
-        for name in (_ROUNDS, _DONE):
-            (directory / name).unlink(missing_ok=True)
-        (directory / _KEY).write_text(key, encoding="utf-8")
+    key = {
+        "kit": (root / MANIFEST_HASH).read_text(encoding="ascii"),
+        "machine": {name: value for name, value in facts.items() if name != "load_1min"},
+        "versions": versions,
+        "options": options,
+    }
+    keep_rounds_of(directory, key)
     shutil.copyfile(root / kit["inputs"][deployment.name], directory / "inputs.npz")
     return directory, options
 
@@ -141,7 +131,7 @@ def run(root: Path, out: Path, timeout_s: float | None) -> int:
     for number, deployment in enumerate(usable, 1):
         directory, options = prepare(root, kit, deployment, facts, versions)
         what = f"[{number}/{len(usable)}] {deployment.name}"
-        if not (directory / _DONE).is_file():
+        if not (directory / DONE_FILE).is_file():
             _say(
                 f"{what}: {len(kit['visits'])} networks, {kit['settings']['seconds']:.1f} s of measuring at most, and loading"
             )
@@ -155,8 +145,8 @@ def run(root: Path, out: Path, timeout_s: float | None) -> int:
                 failed[deployment.name] = str(error)
                 _say(f"{what}: {error}")
                 continue
-            _write_json(directory / _DONE, {"options": options, "date": _now()})
-        measured[deployment.name] = json.loads((directory / _DONE).read_text(encoding="utf-8"))
+            _write_json(directory / DONE_FILE, {"options": options, "date": _now()})
+        measured[deployment.name] = json.loads((directory / DONE_FILE).read_text(encoding="utf-8"))
         _say(f"{what}: measured")
     write_results(root, out, facts, versions, measured, failed)
     return len(measured)
@@ -174,7 +164,7 @@ def write_results(
     contents = {MANIFEST: (root / MANIFEST).read_bytes()}
     contents[MACHINE] = json.dumps({"machine": facts, "versions": versions}, indent=1).encode()
     for name in measured:
-        contents[rounds_name(name)] = (root / _WORK / name / _ROUNDS).read_bytes()
+        contents[rounds_name(name)] = (root / _WORK / name / ROUNDS_FILE).read_bytes()
     results = {
         "schema_version": SCHEMA_VERSION,
         "measured": measured,

@@ -13,11 +13,9 @@ from transformers import PreTrainedModel
 
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.fingerprint import runtime_versions
-from instatune_deploy.device.lowering.half import to_fp16
 from instatune_deploy.device.lowering.onnx import export_onnx
-from instatune_deploy.device.lowering.openvino import to_openvino
-from instatune_deploy.device.lowering.quantize import quantize_onnx_dynamic, quantize_onnx_static, quantize_openvino
 from instatune_deploy.device.lowering.torch import export_torch
+from instatune_deploy.device.lowering.variants import IR, ONNX, lower
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.errors import ArtifactError
 from instatune_deploy.values.deployment import Deployment
@@ -74,15 +72,17 @@ def export(
     with new_directory(directory) as draft:
         network.save_pretrained(draft)
         processor.save(draft)
-        onnx_path, xml_path = draft / "model.onnx", draft / "openvino_model.xml"
-        export_onnx(network, tensors, onnx_path)
-        to_openvino(onnx_path, xml_path)
-        files = {onnx_path: Deployment("onnxruntime"), xml_path: Deployment("openvino")}
-        own_path = draft / get_runtime(deployment.runtime).model_file(deployment)
-        if own_path not in files:
-            _lower(network, tensors, calibration, draft, own_path, deployment)
-            files[own_path] = deployment
-        parity = {path.name: _check_parity(path, how, samples, expected) for path, how in files.items()}
+        export_onnx(network, tensors, draft / ONNX)
+        image = any(tensor.is_floating_point() for tensor in tensors.values())
+        files = {ONNX: Deployment("onnxruntime"), IR: Deployment("openvino")}
+        own = get_runtime(deployment.runtime).model_file(deployment)
+        files.setdefault(own, deployment)
+        for file in files:
+            if file == own and deployment.runtime == "torch":
+                export_torch(network, tensors, draft / file, precision=deployment.precision)
+            else:
+                lower(draft, file, calibration, image=image)
+        parity = {file: _check_parity(draft / file, how, samples, expected) for file, how in files.items()}
         manifest = Manifest(
             architecture=str(architecture), task=processor.task, metric=metric, target=target,
             deployment=deployment, signature=shape.signature,
@@ -92,24 +92,6 @@ def export(
         )  # fmt: skip
         manifest.write(draft)
     return Artifact(directory, Manifest.read(directory))
-
-
-def _lower(
-    network: PreTrainedModel, example: dict[str, torch.Tensor], calibration: Sequence[dict[str, np.ndarray]],
-    draft: Path, path: Path, deployment: Deployment,
-) -> None:  # fmt: skip
-    """Write the file of a deployment that runs neither fp32 file: quantised, in half precision, or for torch."""
-    onnx_path, xml_path = draft / "model.onnx", draft / "openvino_model.xml"
-    if deployment.runtime == "torch":
-        export_torch(network, example, path, precision=deployment.precision)
-    elif deployment.precision == "fp16":
-        to_fp16(onnx_path, path)
-    elif deployment.runtime == "openvino":
-        quantize_openvino(xml_path, path, calibration)
-    elif any(value.is_floating_point() for value in example.values()):
-        quantize_onnx_static(onnx_path, path, calibration)
-    else:
-        quantize_onnx_dynamic(onnx_path, path)
 
 
 def _check_parity(path: Path, deployment: Deployment, samples: dict[str, np.ndarray], expected: np.ndarray) -> Parity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import pydantic
 
 from instatune_deploy.errors import TableError, UsageError
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.faults import first_fault
 from instatune_deploy.values.space import Architecture, SearchSpace
 from instatune_deploy.values.trees import evaluate, problem
 
@@ -37,7 +39,7 @@ class LatencySample:
     p99_ms: float
     n: int
     half_labels_ms: tuple[float, float]
-    """The label of the odd and of the even rounds alone; how far they differ is the noise."""
+    """The label of the odd and of the even sessions alone (it is loaded several times); how far they differ is the noise."""
     converged: bool
     """Whether the confidence interval closed before the time cap."""
 
@@ -57,7 +59,7 @@ class HeldOutError:
     within_5_pct: float
     kendall_tau: float
     noise_floor_pct: float
-    """Mean difference between the labels of the odd and of the even rounds."""
+    """Mean difference between the labels of the odd and of the even sessions of each network."""
     n: int
 
 
@@ -180,10 +182,7 @@ class LatencyTable:
             raise TableError(
                 f"latency table {self.target}/{self.deployment.name} has no entry for {', '.join(missing)}"
             )
-        layers = sum(self.attention_ms[heads] + self.ffn_ms[ffn] for heads, ffn in architecture.layers)
-        total = self.fixed_ms + layers + self.switch_ms * architecture.switches
-        if self.trees:
-            total *= 1 + evaluate(self.trees, features(architecture))
+        total = sum_costs_ms(architecture, self.fixed_ms, self.attention_ms, self.ffn_ms, self.switch_ms, self.trees)
         if percentile is None:
             return total
         if percentile not in self.percentile_ratio:
@@ -208,12 +207,12 @@ class LatencyTable:
     @property
     def file_name(self) -> str:
         """The table's path below a directory of tables."""
-        return f"{self.target}/{self.signature}/{self.deployment.name}.json"
+        return table_file(self.target, self.signature, self.deployment)
 
     @property
     def raw_name(self) -> str:
         """The path of the file with every run below a directory of tables."""
-        return self.file_name.removesuffix(".json") + ".samples.npz"
+        return raw_file(self.file_name)
 
     def to_json(self) -> str:
         """Readable JSON that diffs line by line; `from_json` reads it back."""
@@ -232,11 +231,7 @@ class LatencyTable:
         try:
             table = pydantic.TypeAdapter(LatencyTable).validate_python(json.loads(text))
         except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            # What __post_init__ raises names the field itself.
-            message = first["msg"].removeprefix("Value error, ")
-            raise TableError(": ".join(filter(None, [source, field, message]))) from None
+            raise TableError(f"{source}: {first_fault(error)}") from None
         except ValueError as error:
             raise TableError(f"{source}: not JSON: {error}") from None
         if table.heldout:
@@ -255,6 +250,26 @@ class LatencyTable:
         """Mean error of the estimates of the held-out networks, in % of their labels."""
         errors = [abs(self.estimate_ms(Architecture.parse(s.architecture)) / s.label_ms - 1) for s in self.heldout]
         return 100 * sum(errors) / len(errors)
+
+
+def table_file(target: str, signature: str, deployment: Deployment) -> str:
+    """Where a table lies below a directory of tables."""
+    return f"{target}/{signature}/{deployment.name}.json"
+
+
+def raw_file(table_path: str) -> str:
+    """Where every run lies that the table at `table_path` was made from."""
+    return table_path.removesuffix(".json") + ".samples.npz"
+
+
+def sum_costs_ms(
+    architecture: Architecture, fixed_ms: float, attention_ms: Mapping[int, float], ffn_ms: Mapping[int, float],
+    switch_ms: float, trees: Sequence[Any] = (),
+) -> float:  # fmt: skip
+    """Predicted latency in ms: the formula in `LatencyTable`."""
+    layers = sum(attention_ms[heads] + ffn_ms[ffn] for heads, ffn in architecture.layers)
+    total = fixed_ms + layers + switch_ms * architecture.switches
+    return total * (1 + evaluate(trees, features(architecture))) if trees else total
 
 
 def features(architecture: Architecture) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,19 +10,12 @@ import pydantic
 
 from instatune_deploy.errors import ArtifactError
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.faults import first_fault
 from instatune_deploy.values.front import Measured, Predicted
+from instatune_deploy.values.hashing import sha256_file
 
 MANIFEST_NAME = "instatune.json"
 SCHEMA_VERSION = 1
-
-
-def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()  # hashlib.file_digest came with Python 3.11
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -77,9 +69,7 @@ class Manifest:
         try:
             return pydantic.TypeAdapter(Manifest).validate_python(json.loads(path.read_text(encoding="utf-8")))
         except pydantic.ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "manifest"
-            raise ArtifactError(f"{path}: {field}: {first['msg']}") from None
+            raise ArtifactError(f"{path}: {first_fault(error)}") from None
         except OSError as error:
             raise ArtifactError(f"{path}: {error.strerror}") from None
         except ValueError as error:

@@ -10,6 +10,7 @@ import pydantic
 import yaml
 
 from instatune_deploy.errors import RecipeError, did_you_mean
+from instatune_deploy.values.faults import first_fault
 
 Task = Literal["text-classification", "image-classification"]
 PositiveInt = Annotated[int, pydantic.Field(gt=0)]
@@ -184,7 +185,7 @@ def _explain(error: pydantic.ValidationError, data: dict[str, Any]) -> str:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     if first["type"] != "extra_forbidden":
-        return f"{'.'.join(path)}: {first['msg']}"
+        return first_fault(error)
     section: Any = Recipe
     for part in path[:-1]:
         if part in getattr(section, "model_fields", {}):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from instatune_deploy.errors import TableError
 from instatune_deploy.values.deployment import Deployment
-from instatune_deploy.values.latency import LatencyTable, Machine
+from instatune_deploy.values.latency import LatencyTable, Machine, table_file
 from instatune_deploy.values.space import SearchSpace
 
 
@@ -34,7 +34,7 @@ def tables_for(directory: Path, target: str, signature: str, deployment: Deploym
     Raises:
         TableError: one of them, or a file where one should lie, is damaged; names the file and the field.
     """
-    expected = directory / target / signature / f"{deployment.name}.json"
+    expected = directory / table_file(target, signature, deployment)
     found = []
     for path in sorted(directory.rglob("*.json")):
         if any(part.startswith(".") for part in path.relative_to(directory).parts):

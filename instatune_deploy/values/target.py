@@ -11,6 +11,7 @@ import yaml
 
 from instatune_deploy.errors import TargetError, UnknownNameError
 from instatune_deploy.values.deployment import Deployment, Device
+from instatune_deploy.values.faults import first_fault
 
 #: Where the deployments of a target of each kind may compute.
 _DEVICES: dict[str, tuple[Device, ...]] = {"cpu": ("cpu",), "gpu": ("cuda", "tensorrt", "gpu"), "npu": ("npu",)}
@@ -80,12 +81,7 @@ def read_target(path: Path) -> Target:
         data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         target = pydantic.TypeAdapter(Target).validate_python(data)
     except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        # What __post_init__ raises names the field itself.
-        raise TargetError(
-            ": ".join(filter(None, [str(path), field, first["msg"].removeprefix("Value error, ")]))
-        ) from None
+        raise TargetError(f"{path}: {first_fault(error)}") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise TargetError(f"{path}: {' '.join(str(error).split())}") from None
     for index, deployment in enumerate(target.deployments):

@@ -145,14 +145,6 @@ def test_samples_survive_a_file_and_damage_is_named(tmp_path: Path) -> None:
         Samples.read(tmp_path / "none.npz")
 
 
-def test_samples_of_some_networks_alone() -> None:
-    samples = make_samples(LEVELS, 3, 2, two_speeds)
-    some = samples.only(["n4", "n1"])
-    assert some.names == ("n4", "n1")
-    assert sorted(some.wall_ms[some.model == 0]) == sorted(samples.wall_ms[samples.model == 4])
-    assert len(some.wall_ms) == 12
-
-
 @given(st.dictionaries(st.text(max_size=3), st.integers(1, 4), min_size=1, max_size=8), st.integers())
 def test_a_round_visits_every_model_as_often_as_asked_and_spreads_the_visits(visits: dict[str, int], seed: int) -> None:
     order = schedule(visits, random.Random(seed))

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from instatune_deploy.device import worker
+from instatune_deploy.device.process import ROUNDS_FILE
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.device.runtimes.fake import FakeRuntime
 from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.device.timing import Measurement, measure
-from instatune_deploy.device.worker import ROUNDS_FILE, Bench, run_rounds
+from instatune_deploy.device.worker import Bench, run_rounds
 from instatune_deploy.errors import MeasurementError, TargetError, UnknownNameError
 from instatune_deploy.values.deployment import Deployment
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from instatune_deploy.faces.cli import main
-from tests.helpers import TARGET, write_project
+from tests.helpers import TARGET, call_main, write_project
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +47,8 @@ Call = Callable[..., tuple[int, str]]
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     def run_main(*arguments: str) -> tuple[int, str]:
         """Exit code and last line of stderr."""
-        monkeypatch.setattr(sys, "argv", ["instatune-deploy", *arguments])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as caught:
-            code = caught.code or 0
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        lines = [line for line in captured.err.strip().splitlines() if line.strip()]
-        return int(code), lines[-1] if lines else ""
+        code, _, last = call_main(monkeypatch, capsys, *arguments)
+        return code, last
 
     return run_main
 

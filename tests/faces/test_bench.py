@@ -21,13 +21,13 @@ from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.benchmark_app import find_benchmark_app
 from instatune_deploy.elastic.probing import synthetic_inputs
 from instatune_deploy.elastic.subnetwork import model_shape
-from instatune_deploy.faces.cli import main
 from instatune_deploy.stages import bench as stage
 from instatune_deploy.stages.bench import Estimate, neighbour_ratio
 from instatune_deploy.stages.export import export
 from instatune_deploy.values.deployment import Deployment, Device, Precision, Runtime
-from instatune_deploy.values.manifest import Manifest, sha256_file
-from tests.helpers import write_text_model
+from instatune_deploy.values.hashing import sha256_file
+from instatune_deploy.values.manifest import Manifest
+from tests.helpers import call_main, write_text_model
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +59,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
     def run_main(*arguments: object) -> tuple[int, str, str]:
         """Exit code, stdout, and last line of stderr."""
-        monkeypatch.setattr(sys, "argv", ["instatune-deploy", "bench", *map(str, arguments)])
-        capsys.readouterr()
-        code: Any = 0
-        try:
-            main()
-        except SystemExit as caught:
-            code = caught.code or 0
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        lines = [line for line in captured.err.splitlines() if line.strip()]
-        return int(code), captured.out, lines[-1] if lines else ""
+        return call_main(monkeypatch, capsys, "bench", *arguments)
 
     return run_main
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from instatune_deploy.values.front import ParetoFront
-from instatune_deploy.values.manifest import sha256_file
+from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.selection import Selection
 from tests.helpers import write_project
 

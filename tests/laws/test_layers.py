@@ -145,7 +145,7 @@ def test_a_forbidden_import_is_found(name: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("workspace", "from instatune_deploy.values.manifest import sha256_file"),
+        ("workspace", "from instatune_deploy.values.hashing import sha256_file"),
         (
             "stages.search",
             "import pymoo.optimize\nfrom instatune_deploy.values import space\nfrom instatune_deploy import errors",

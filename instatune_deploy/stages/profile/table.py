@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
+from instatune_deploy.device.labels import find_labels
 from instatune_deploy.device.samples import Samples
 from instatune_deploy.device.timing import summarize
 from instatune_deploy.stages.profile.fit import FIXED, fit_latency, tree_values
@@ -22,9 +23,9 @@ from instatune_deploy.values.latency import (
     LatencySample,
     LatencyTable,
     features,
+    sum_costs_ms,
 )
 from instatune_deploy.values.space import Architecture
-from instatune_deploy.values.trees import evaluate
 
 #: Standard error (%) that a label has at best: weights do not grow beyond it.
 _BEST_INTERVAL_PCT = 0.3
@@ -44,9 +45,7 @@ class TableFit:
 
     def estimate_ms(self, architecture: Architecture) -> float:
         """Predicted latency of `architecture`."""
-        layers = sum(self.attention_ms[heads] + self.ffn_ms[ffn] for heads, ffn in architecture.layers)
-        total = self.fixed_ms + layers + self.switch_ms * architecture.switches
-        return total * (1 + evaluate(self.trees, features(architecture))) if self.trees else total
+        return sum_costs_ms(architecture, self.fixed_ms, self.attention_ms, self.ffn_ms, self.switch_ms, self.trees)
 
 
 def fit_table(
@@ -98,7 +97,7 @@ def refit(table: LatencyTable, raw: Samples) -> LatencyTable:
         MeasurementError: a network of the table has no run, or a latency is impossible.
     """
     seed = int(table.settings.get("seed", 0))
-    found = summarize(raw, precision=table.settings.get("precision", 0.0), seed=seed)
+    found = summarize(raw, find_labels(raw, seed=seed), precision=table.settings.get("precision", 0.0))
     probes = [found[sample.architecture] for sample in table.samples]
     held = [found[sample.architecture] for sample in table.heldout]
     return LatencyTable(**{**table.__dict__, **fitted_fields(probes, held, raw, seed=seed)})

@@ -1,0 +1,67 @@
+"""Writes the tables in README.md that quote benchmarks/results: ``python -m benchmarks.readme``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.results import RESULTS
+
+README = Path(__file__).parents[1] / "README.md"
+Figures = dict[str, float]
+
+_MODELS = {"minilm": "MiniLM-L6, 128 tokens", "vit_s16": "ViT-S/16, 224 x 224"}
+_DEPLOYMENTS = {
+    "ort-fp32": "ONNX Runtime fp32", "ort-int8": "ONNX Runtime int8", "ov-f32": "OpenVINO f32", "ov-bf16": "OpenVINO bf16",
+    "ov-int8": "OpenVINO int8",
+}  # fmt: skip
+_LATENCY_COLUMNS = [
+    ("mean error, %", "", "mape_pct", 2), ("largest, %", "", "max_pct", 1), ("Kendall tau", "", "tau", 3),
+    ("noise floor, %", "", "noise_floor_pct", 2), ("by MACs, %", "proxy.macs.", "mape_pct", 1),
+    ("blocks alone, %", "proxy.blocks.", "mape_pct", 1), ("eager PyTorch, %", "proxy.torch_eager.", "mape_pct", 1),
+    ("trees, 100 networks, %", "proxy.lightgbm_100.", "mape_pct", 1),
+]  # fmt: skip
+
+
+def latency_table(figures: Figures) -> str:
+    """A row a model and deployment: the table's error, the noise, and what others predict by."""
+    lines = ["| model | deployment | " + " | ".join(column[0] for column in _LATENCY_COLUMNS) + " |"]
+    lines.append("|---" * (2 + len(_LATENCY_COLUMNS)) + "|")
+    for model, model_name in _MODELS.items():
+        for deployment, deployment_name in _DEPLOYMENTS.items():
+            cells = [
+                _number(figures, f"{prefix}{model}.{deployment}.{name}", digits)
+                for _, prefix, name, digits in _LATENCY_COLUMNS
+            ]
+            lines.append(f"| {model_name} | {deployment_name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+#: The tables by the result that they quote.
+TABLES: dict[str, Callable[[Figures], str]] = {"latency_table": latency_table}
+
+
+def figures_of(name: str) -> Figures:
+    """The figures of a committed result."""
+    return dict(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["figures"])
+
+
+def rendered(text: str) -> str:
+    """`text` with every table between ``<!-- table NAME -->`` and ``<!-- end NAME -->`` made anew."""
+    for name, render in TABLES.items():
+        begin, end = f"<!-- table {name} -->\n", f"<!-- end {name} -->"
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"README has no place for the table {name}")
+        text = f"{before}{begin}{render(figures_of(name))}\n{end}{after}"
+    return text
+
+
+def _number(figures: Figures, key: str, digits: int) -> str:
+    return f"{figures[key]:.{digits}f}" if key in figures else "not measured"
+
+
+if __name__ == "__main__":
+    README.write_text(rendered(README.read_text(encoding="utf-8")), encoding="utf-8")
