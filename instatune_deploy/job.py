@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -23,13 +24,14 @@ from instatune_deploy.stages.evaluate import Evaluator
 from instatune_deploy.stages.finetune import finetune
 from instatune_deploy.stages.predict import AccuracyPredictor, fit_predictor
 from instatune_deploy.stages.search import RoundReport, SearchSettings, search
+from instatune_deploy.stages.tune import tune
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import Evaluation, ParetoFront
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import ModelShape
 from instatune_deploy.values.recipe import Recipe
 from instatune_deploy.values.shelf import find_table
-from instatune_deploy.values.space import SearchSpace
+from instatune_deploy.values.space import Architecture, SearchSpace
 from instatune_deploy.values.target import Target, find_target
 from instatune_deploy.workspace import (
     Workspace,
@@ -143,6 +145,18 @@ class Job:
             self.load_model,
             self.space, self.data, self.processor, self.workspace, key=self.inputs_key, seed=recipe.seed,
             report=self.report,
+        )  # fmt: skip
+
+    def tuned(self, architecture: Architecture, epochs: float) -> PreTrainedModel:
+        """A sub-network tuned alone for `epochs`, taught by the teacher or, where there was none, the super-network."""
+        settings = self.recipe.finetune.model_copy(update={"epochs": epochs})
+        path = self.workspace.path("teacher")
+        teacher = (
+            type(self.supernet.model).from_pretrained(path) if path.is_dir() else copy.deepcopy(self.supernet.model)
+        )
+        return tune(
+            self.supernet, architecture, teacher, settings, self.data, self.processor, self.workspace,
+            key=self.supernet_key, seed=self.recipe.seed, report=self.report,
         )  # fmt: skip
 
     @cached_property
@@ -270,7 +284,9 @@ class Job:
 
     def _fit(self, known: list[Evaluation]) -> AccuracyPredictor:
         # Where nothing was sorted, more heads or neurons need not be better.
-        return fit_predictor(self.supernet.space, known, seed=self.recipe.seed, monotone=self.recipe.finetune.sort)
+        return fit_predictor(
+            self.supernet.space, known, seed=self.recipe.seed, monotone=self.recipe.finetune.importance != "none"
+        )
 
     def _report_round(self, found: RoundReport) -> None:
         tau = "" if found.kendall_tau is None else f", predicted against measured: Kendall tau {found.kendall_tau:.3f}"

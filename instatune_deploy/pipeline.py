@@ -10,7 +10,8 @@ import yaml
 
 from instatune_deploy.device.fingerprint import check_target, detect
 from instatune_deploy.device.settings import TimingSettings
-from instatune_deploy.errors import InfeasibleBudgetError
+from instatune_deploy.elastic.processes import process_count
+from instatune_deploy.errors import InfeasibleBudgetError, UsageError
 from instatune_deploy.job import Job, Report
 from instatune_deploy.stages.confirm import Confirmation, confirm
 from instatune_deploy.stages.export import Artifact, export, open_artifact
@@ -40,6 +41,10 @@ def run(recipe: Recipe, workspace: Workspace, report: Report) -> list[Selection]
         InfeasibleBudgetError: no candidate meets a budget; what was made stays.
         InstatuneError: anything else that is wrong; see `errors`.
     """
+    if process_count() > 1:
+        raise UsageError(
+            "run is for one process: launch `instatune-deploy finetune` with several, then call run once, which goes on"
+        )
     job = start_job(recipe, workspace, report)
     selections = []
     for name, budgets in recipe.targets.items():
@@ -164,16 +169,20 @@ def full_artifact(job: Job, target: Target, front: ParetoFront) -> tuple[Artifac
 
 def export_network(
     job: Job, target: Target, architecture: Architecture, deployment: Deployment, directory: Path,
-    predicted: Predicted | None,
+    predicted: Predicted | None, *, tune_epochs: float = 0,
 ) -> Artifact:  # fmt: skip
-    """The artifact of any architecture of the space, or of the full network, in `directory`."""
+    """The artifact of any architecture of the space, or of the full network, in `directory`.
+
+    Args:
+        tune_epochs: passes over the training rows for which it is tuned alone first; its weights are then its own.
+    """
     rows = job.data.search.rows.select(range(min(32, len(job.data.search))))
     _, samples = next(job.processor.batches(rows, 32))
     train = job.data.train.rows.select(range(min(CALIBRATION_ROWS, len(job.data.train))))
     calibration = [inputs for _, inputs in job.processor.batches(train, 8)]
     job.report(f"exporting {architecture} for {deployment.name}")
     return export(
-        job.supernet.extract(architecture), architecture, deployment, job.shape, job.processor, samples, calibration,
+        job.tuned(architecture, tune_epochs) if tune_epochs else job.supernet.extract(architecture), architecture, deployment, job.shape, job.processor, samples, calibration,
         directory,
         target=target.name, metric=job.recipe.metric, predicted=predicted,
     )  # fmt: skip

@@ -25,6 +25,7 @@ class AxisMap:
         ffn: axes that hold one entry for each neuron of the MLP.
         head_counts: attributes below a layer that hold the number of heads.
         head_widths: attributes below a layer that hold the number of heads times the head size.
+        attention: below a layer, the module whose (first) output is that of the attention block, of the hidden size.
         inputs: what a sample is, tokens of a text or pixels of an image.
     """
 
@@ -34,6 +35,7 @@ class AxisMap:
     ffn: tuple[Axis, ...]
     head_counts: tuple[str, ...]
     head_widths: tuple[str, ...]
+    attention: str
     inputs: Literal["text", "image"]
 
 

@@ -33,6 +33,21 @@ def first_order_importance(supernet: Supernet, batches: Iterable[Batch]) -> Impo
     Args:
         batches: inputs with `labels`, as the model's forward takes them.
     """
+    return _importance(supernet, batches, torch.abs)
+
+
+def fisher_importance(supernet: Supernet, batches: Iterable[Batch]) -> Importance:
+    """The Fisher information of a mask on each head or neuron: the mean over batches of ``(sum of weight * gradient)^2``
+    (Kwon et al., 2022, Sec. 4.1). Where first order averages, this counts the batches in which a unit matters most.
+
+    Args:
+        batches: inputs with `labels`; the fewer samples in each, the closer it is to the information of single ones.
+    """
+    return _importance(supernet, batches, torch.square)
+
+
+def _importance(supernet: Supernet, batches: Iterable[Batch], measure: Callable[[Tensor], Tensor]) -> Importance:
+    """The sum over batches of `measure` of each unit's ``sum of weight * gradient``."""
     model, config = supernet.model, supernet.model.config
     heads = [torch.zeros(config.num_attention_heads) for _ in supernet.layers]
     ffn = [torch.zeros(config.intermediate_size) for _ in supernet.layers]
@@ -42,22 +57,22 @@ def first_order_importance(supernet: Supernet, batches: Iterable[Batch]) -> Impo
         model.zero_grad(set_to_none=True)
         model(**batch).loss.backward()
         for i, layer in enumerate(supernet.layers):
-            heads[i] += _unit_scores(layer, supernet.map.heads, len(heads[i]))
-            ffn[i] += _unit_scores(layer, supernet.map.ffn, len(ffn[i]))
+            heads[i] += measure(_unit_scores(layer, supernet.map.heads, len(heads[i])))
+            ffn[i] += measure(_unit_scores(layer, supernet.map.ffn, len(ffn[i])))
     model.zero_grad(set_to_none=True)
     model.train(was_training)
     return Importance(tuple(heads), tuple(ffn))
 
 
 def _unit_scores(layer: torch.nn.Module, axes: Iterable[Axis], units: int) -> Tensor:
-    """``|sum of weight * gradient|`` of each of `units` equal groups along the axes; shape (units,)."""
+    """``sum of weight * gradient`` of each of `units` equal groups along the axes; shape (units,)."""
     total = torch.zeros(units)
     for axis in axes:
         parameter = attrgetter(axis.parameter)(layer)
         if parameter is not None and parameter.grad is not None:
             product = (parameter.detach() * parameter.grad).movedim(axis.dim, 0)
             total += product.reshape(units, -1).sum(dim=1).float().cpu()
-    return total.abs()
+    return total
 
 
 @torch.no_grad()

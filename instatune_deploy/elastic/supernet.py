@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
@@ -28,7 +29,7 @@ from instatune_deploy.elastic.subnetwork import (
 )
 from instatune_deploy.errors import CheckpointError
 from instatune_deploy.values.macs import ModelShape
-from instatune_deploy.values.space import Architecture, SearchSpace
+from instatune_deploy.values.space import Architecture, LayerChoice, SearchSpace
 
 
 class Supernet(nn.Module):
@@ -55,6 +56,8 @@ class Supernet(nn.Module):
             int(model.config.num_attention_heads),
             int(model.config.intermediate_size),
         )
+        #: Whether layers are computed again in the backward pass.
+        self.recompute = False
         self.layers = tuple(layer_list(model, self.map))  # the full network's, also while fewer of them run
 
     def forward(
@@ -73,13 +76,8 @@ class Supernet(nn.Module):
         """
         outputs = []
         for architecture in architectures:
-            views = self.views(architecture)
-            with self._shaped_as(architecture):
-                outputs.append(
-                    torch.func.functional_call(
-                        self.model, views, args=(), kwargs={**batch, **options}, tie_weights=False
-                    )
-                )
+            with self._running(architecture):
+                outputs.append(self.model(**batch, **options))
         return outputs
 
     def views(self, architecture: Architecture) -> dict[str, Tensor]:
@@ -88,16 +86,30 @@ class Supernet(nn.Module):
         Raises:
             ArchitectureError: it is not in the space.
         """
+        prefix = f"{self.model.base_model_prefix}.{self.map.layers}"
+        return {
+            f"{prefix}.{position}.{name}": view
+            for position, (index, choice) in enumerate(self._kept(architecture))
+            for name, view in self._layer_views(index, choice).items()
+        }
+
+    def _kept(self, architecture: Architecture) -> list[tuple[int, LayerChoice]]:
+        """The full network's layers that a sub-network keeps, each with what is kept of it.
+
+        Raises:
+            ArchitectureError: it is neither in the space nor the full network.
+        """
         if architecture != self.full:
             self.space.check(architecture)
-        kept = self.space.kept_layers(architecture.depth)
+        return list(zip(self.space.kept_layers(architecture.depth), architecture.layers, strict=True))
+
+    def _layer_views(self, index: int, choice: LayerChoice) -> dict[str, Tensor]:
+        """The elastic parameters of one layer as views, by their names below it."""
         views = {}
-        for position, (index, choice) in enumerate(zip(kept, architecture.layers, strict=True)):
-            for axis, size in elastic_sizes(self.map, choice, self.head_size):
-                parameter = attrgetter(axis.parameter)(self.layers[index])
-                if parameter is not None:  # query, key and value may have no bias
-                    name = f"{self.model.base_model_prefix}.{self.map.layers}.{position}.{axis.parameter}"
-                    views[name] = parameter.narrow(axis.dim, 0, size)
+        for axis, size in elastic_sizes(self.map, choice, self.head_size):
+            parameter = attrgetter(axis.parameter)(self.layers[index])
+            if parameter is not None:  # query, key and value may have no bias
+                views[axis.parameter] = parameter.narrow(axis.dim, 0, size)
         return views
 
     def extract(self, architecture: Architecture) -> PreTrainedModel:
@@ -108,35 +120,65 @@ class Supernet(nn.Module):
         Raises:
             ArchitectureError: it is not in the space.
         """
-        views = self.views(architecture)
+        kept = [index for index, _ in self._kept(architecture)]
         network = build_subnetwork(type(self.model), self.model.config, architecture)
-        with self._shaped_as(architecture):
-            state = {**self.model.state_dict(), **views}
-        load_state(network, state, "super-network")
+        prefix = f"{self.model.base_model_prefix}.{self.map.layers}."
+        state = {}
+        for name, tensor in self.model.state_dict().items():
+            index, _, below = name.removeprefix(prefix).partition(".")
+            if not name.startswith(prefix):
+                state[name] = tensor
+            elif int(index) in kept:
+                state[f"{prefix}{kept.index(int(index))}.{below}"] = tensor
+        load_state(network, {**state, **self.views(architecture)}, "super-network")
         return network.eval()
 
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Compute each layer's inside again in the backward pass instead of keeping it, as Trainer asks for by this name."""
+        self.recompute = True
+
     @contextmanager
-    def _shaped_as(self, architecture: Architecture) -> Iterator[None]:
-        """Only the architecture's layers run, with its head counts; the full network's are back afterwards."""
-        base = self.model.base_model
+    def _running(self, architecture: Architecture) -> Iterator[None]:
+        """Only the architecture's layers run, each as it has them; the full network's are back afterwards."""
+        sliced = [
+            _SlicedLayer(self, self.layers[index], self._layer_views(index, choice), choice.heads)
+            for index, choice in self._kept(architecture)
+        ]
         owner_name, _, list_name = self.map.layers.rpartition(".")
-        owner = base.get_submodule(owner_name)
+        owner = self.model.base_model.get_submodule(owner_name)
         full_list = getattr(owner, list_name)
-        kept = [self.layers[index] for index in self.space.kept_layers(architecture.depth)]
-        full_heads = int(self.model.config.num_attention_heads)
         try:
-            setattr(owner, list_name, nn.ModuleList(kept))
-            for layer, choice in zip(kept, architecture.layers, strict=True):
-                set_head_counts(layer, self.map, choice.heads, self.head_size)
+            setattr(owner, list_name, nn.ModuleList(sliced))
             yield
         finally:
             setattr(owner, list_name, full_list)
-            for layer in kept:
-                set_head_counts(layer, self.map, full_heads, self.head_size)
 
     def shape(self, tokens: int) -> ModelShape:
         """The sizes that MACs and latency follow from, for samples of `tokens` tokens (ignored for images)."""
         return model_shape(self.model, tokens)
+
+
+class _SlicedLayer(nn.Module):
+    """A layer of the full network as a sub-network has it, whenever it runs: also when it is computed again in the backward
+    pass, for gradient checkpointing."""
+
+    def __init__(self, supernet: Supernet, layer: nn.Module, views: dict[str, Tensor], heads: int) -> None:
+        super().__init__()
+        self.layer, self.views, self.heads = layer, views, heads
+        self.axes, self.head_size, self.full_heads = supernet.map, supernet.head_size, supernet.full.layers[0].heads
+        self.recompute = supernet.recompute and supernet.training
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._run, *inputs, use_reentrant=False, **options)
+        return self._run(*inputs, **options)
+
+    def _run(self, *inputs: Any, **options: Any) -> Any:
+        set_head_counts(self.layer, self.axes, self.heads, self.head_size)
+        try:
+            return torch.func.functional_call(self.layer, self.views, inputs, options)
+        finally:
+            set_head_counts(self.layer, self.axes, self.full_heads, self.head_size)
 
 
 SPACE_FILE = "search_space.json"

@@ -1,147 +1,239 @@
-"""`ElasticTrainer`: a `transformers.Trainer` that fine-tunes a super-network with the loss of InstaTune's Eq. 1."""
+"""Trainers: of a network of one shape with a teacher, and of a super-network with the loss of InstaTune's Eq. 1."""
 
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
+from instatune_deploy.elastic.axes import AxisMap
+from instatune_deploy.elastic.drawing import Drawer
+from instatune_deploy.elastic.families import axis_map
+from instatune_deploy.elastic.losses import ElasticLoss, elastic_loss, layer_pairs, state_distance
+from instatune_deploy.elastic.optimizer import RateSettings, parameter_groups
+from instatune_deploy.elastic.recording import recorded
 from instatune_deploy.elastic.sampler import BucketSampler
+from instatune_deploy.elastic.subnetwork import layer_list
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import TrainingError
-from instatune_deploy.values.space import Architecture, SearchSpace
+from instatune_deploy.values.space import Architecture
 
-Gamma = Literal["off", "on", "first_epochs"]
-
-
-@dataclass(frozen=True)
-class ElasticLoss:
-    """The numbers of Eq. 1.
-
-    Args:
-        alpha: share of the hard-label loss; the rest is distillation.
-        gamma: whether the strong teacher T is used: never, always, or in the first `gamma_epochs` epochs.
-        gamma_epochs: see `gamma`.
-        subnetworks: M, sub-networks sampled a step.
-        temperature: softens both distributions of a distillation term, which is scaled by its square
-            (Hinton et al., 2015).
-    """
-
-    alpha: float = 0.3
-    gamma: Gamma = "off"
-    gamma_epochs: int = 1
-    subnetworks: int = 1
-    temperature: float = 1.0
-
-    def gamma_at(self, epoch: float) -> float:
-        """g of Eq. 1 in epoch `epoch` (0 is the first): 0 or 1."""
-        return float(self.gamma == "on" or (self.gamma == "first_epochs" and epoch < self.gamma_epochs))
-
-
-def sampled_architectures(space: SearchSpace, n: int, *, seed: int, step: int) -> list[Architecture]:
-    """The `n` sub-networks of optimiser step `step`; they depend on `seed` and `step` alone."""
-    rng = random.Random(f"{seed}/{step}")
-    return [space.sample_one(rng) for _ in range(n)]
-
-
-def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL divergence of the student's class distribution from the teacher's, mean over samples.
-
-    Args:
-        student, teacher: logits of shape (samples, classes); no gradient flows into the teacher.
-    """
-    student, teacher = student.float(), teacher.detach().float()
-    divergence = F.kl_div(
-        F.log_softmax(student / temperature, dim=-1), F.log_softmax(teacher / temperature, dim=-1),
-        reduction="batchmean", log_target=True,
-    )  # fmt: skip
-    return divergence * temperature**2
-
-
-def elastic_loss(full: Any, subnetworks: Sequence[Any], teacher_logits: Tensor | None, loss: ElasticLoss) -> Tensor:
-    """Eq. 1 of InstaTune (arXiv 2308.15609), with g = 1 if `teacher_logits` are given and 0 if not:
-
-    ``a*(CE(S) + sum CE(Si)) + (1-a)*( g*KL(S,T) + sum((1-g)*KL(Si,S) + g*KL(Si,T)) )``
-
-    Args:
-        full: output of the super-network S, with its loss and logits of shape (samples, classes).
-        subnetworks: outputs of the sub-networks Si.
-        teacher_logits: of the strong teacher T, of the same shape.
-    """
-    hard = full.loss + sum(output.loss for output in subnetworks)
-    soft: Tensor | float = 0.0
-    if teacher_logits is not None:
-        soft = distillation(full.logits, teacher_logits, loss.temperature)
-    teacher = full.logits if teacher_logits is None else teacher_logits
-    for output in subnetworks:
-        soft = soft + distillation(output.logits, teacher, loss.temperature)
-    total: Tensor = loss.alpha * hard + (1 - loss.alpha) * soft
-    return total
+#: What a batch holds for the loss alone.
+_ANSWERS = ("labels", "start_positions", "end_positions")
 
 
 class BucketTrainer(Trainer):
-    """`transformers.Trainer` with batches of like length, in an order that a resumed run repeats."""
+    """`transformers.Trainer` with batches of like length, in an order that resumed runs and any number of processes
+    repeat, and with learning rates by depth.
+
+    Args:
+        rates: learning rates of the parts of the network.
+        **trainer_arguments: `transformers.Trainer`'s own, such as `model`, `args` and `train_dataset`.
+    """
+
+    def __init__(self, *, rates: RateSettings | None = None, **trainer_arguments: Any) -> None:
+        super().__init__(**trainer_arguments)
+        self.rates = rates or RateSettings()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BucketSampler:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         lengths = [len(ids) for ids in rows["input_ids"]] if "input_ids" in rows.column_names else None
-        return BucketSampler(len(rows), lengths, self.args.train_batch_size, seed=self.args.seed)
+        # Processes take batches in turn: like lengths must meet across all of them.
+        size = self.args.train_batch_size * self.args.world_size
+        return BucketSampler(len(rows), lengths, size, seed=self.args.seed)
+
+    def create_optimizer(self) -> torch.optim.Optimizer:
+        """Trainer's own, with a group of parameters for each learning rate."""
+        if self.optimizer is None and self.rates != RateSettings():
+            trained: Any = self.model
+            network: PreTrainedModel = trained.model if isinstance(trained, Supernet) else trained
+            decayed = set(self.get_decay_parameter_names(network))
+            groups = parameter_groups(network, self.rates, self.args.learning_rate, self.args.weight_decay, decayed)
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, network)
+            self.optimizer = kind(groups, **options)
+        optimizer: torch.optim.Optimizer = super().create_optimizer()
+        return optimizer
 
 
-class ElasticTrainer(BucketTrainer):
-    """Trains every step the full network and `elastic.subnetworks` sampled ones that share its weights.
+@dataclass(frozen=True)
+class Run:
+    """What one network gave for a batch.
 
-    Drops in for `transformers.Trainer`: logging, checkpoints, resume, mixed precision, gradient accumulation and
-    several processes are Trainer's own. All micro-batches of a step, and all processes, train the same sub-networks.
+    `output` is the model's own; `hidden` and `attention` are the outputs of its layers and of their attention blocks,
+    each of shape (samples, tokens, hidden), empty where the loss does not need them; `kept` says which layers of the
+    full network they are.
+    """
+
+    output: Any
+    hidden: list[Tensor]
+    attention: list[Tensor]
+    kept: tuple[int, ...]
+
+
+class DistillingTrainer(BucketTrainer):
+    """Fine-tunes a network of one shape on labels and a teacher: Eq. 1 without sub-networks.
 
     Args:
-        supernet: what to train.
-        elastic: the numbers of Eq. 1.
+        network: what to train, a full model or an extracted sub-network.
+        loss: the numbers of Eq. 1.
         teacher: the strong teacher T, needed unless gamma is off.
-        **trainer_arguments: `transformers.Trainer`'s own, such as `args` and `train_dataset`.
+        kept: the teacher's layers that `network` has; None: all.
+        rates, **trainer_arguments: see `BucketTrainer`.
 
     Raises:
         TrainingError: gamma needs a teacher and there is none; or, while training, the loss is not finite.
     """
 
     def __init__(
-        self, supernet: Supernet, elastic: ElasticLoss, teacher: PreTrainedModel | None = None, **trainer_arguments: Any
-    ) -> None:
-        if elastic.gamma != "off" and teacher is None:
-            raise TrainingError(f"gamma {elastic.gamma!r} needs a teacher, and there is none")
-        super().__init__(model=supernet, **trainer_arguments)
-        if self.args.gradient_checkpointing:
-            # The recomputation in the backward pass would see the full network's layers.
-            raise TrainingError("gradient checkpointing is not supported for elastic fine-tuning")
-        self.supernet, self.elastic = supernet, elastic
+        self, network: nn.Module, loss: ElasticLoss, teacher: PreTrainedModel | None = None, *,
+        kept: tuple[int, ...] | None = None, rates: RateSettings | None = None, **trainer_arguments: Any,
+    ) -> None:  # fmt: skip
+        if loss.gamma != "off" and teacher is None:
+            raise TrainingError(f"gamma {loss.gamma!r} needs a teacher, and there is none")
+        super().__init__(rates=rates, model=network, **trainer_arguments)
+        self.loss = loss
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the micro-batch; Trainer averages these
+        self._kept = kept
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Eq. 1 for one micro-batch; the full network's output beside it if asked for."""
-        step = self.state.global_step
-        space = self.supernet.space
-        subnetworks = sampled_architectures(space, self.elastic.subnetworks, seed=self.args.seed, step=step)
-        # One call for all networks, so that several processes see one forward and one backward a step.
-        full, *outputs = model(inputs, [self.supernet.full, *subnetworks])
-        teacher_logits = None
-        if self.teacher is not None and self.elastic.gamma_at(self.state.epoch or 0.0):
+        """Eq. 1 for one micro-batch; the network's output, for a super-network the full one's, beside it if asked for."""
+        full, *subnetworks = self._runs(model, inputs)
+        teacher = None
+        if self.teacher is not None and self.loss.gamma_at(self.epoch):
             with torch.no_grad():
-                teacher_logits = self.teacher(**{k: v for k, v in inputs.items() if k != "labels"}).logits
-        loss = elastic_loss(full, outputs, teacher_logits, self.elastic)
-        if not math.isfinite(float(loss.detach())):
-            names = ", ".join(str(architecture) for architecture in subnetworks)
-            rate = self._get_learning_rate()
-            raise TrainingError(
-                f"loss is {float(loss.detach())} at step {step}, learning rate {rate:.3g}, sub-networks {names}"
-            )
-        return (loss, full) if return_outputs else loss
+                questions = {name: value for name, value in inputs.items() if name not in _ANSWERS}
+                teacher = self._run_alone(self.teacher, self.teacher, questions, None)
+        outputs = [run.output for run in subnetworks]
+        loss = elastic_loss(full.output, outputs, None if teacher is None else teacher.output, inputs, self.loss)
+        loss = loss + self._state_loss([full, *subnetworks], teacher, inputs.get("attention_mask"))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            rate, what = self._get_learning_rate(), self._what_ran()
+            raise TrainingError(f"loss is {value} at step {self.state.global_step}, learning rate {rate:.3g}{what}")
+        self._learn(full, subnetworks)
+        return (loss, full.output) if return_outputs else loss
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the data made so far."""
+        return float(self.state.epoch or 0.0)
+
+    def _runs(self, model: nn.Module, inputs: dict[str, Tensor]) -> list[Run]:
+        """What each network of this step gives, the full one first."""
+        network: Any = self.model  # what Trainer may have wrapped as `model`
+        return [self._run_alone(model, network, inputs, self._kept)]
+
+    def _what_ran(self) -> str:
+        """What to add to a message about this step."""
+        return ""
+
+    def _learn(self, full: Run, subnetworks: Sequence[Run]) -> None:
+        """Note how the sub-networks did."""
+
+    def _run_alone(
+        self, model: nn.Module, network: PreTrainedModel, inputs: dict[str, Tensor], kept: tuple[int, ...] | None
+    ) -> Run:
+        """One plain network's run; `model` is it, perhaps wrapped."""
+        axes = axis_map(network.config.model_type)
+        layers = layer_list(network, axes)
+        with self._watching(list(layers), axes) as (hidden, attention):
+            output = model(**inputs)
+        return Run(output, hidden, attention, kept or tuple(range(len(layers))))
+
+    @contextmanager
+    def _watching(self, layers: Sequence[nn.Module], axes: AxisMap) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+        """Outputs of the layers and of their attention blocks while they run, where the loss needs them."""
+        blocks = [layer.get_submodule(axes.attention) for layer in layers] if self.loss.attention_weight else []
+        with recorded(layers if self.loss.hidden_weight else []) as hidden, recorded(blocks) as attention:
+            yield hidden, attention
+
+    def _state_loss(self, runs: Sequence[Run], teacher: Run | None, mask: Tensor | None) -> Tensor | float:
+        """Weighted distances of hidden states from the teacher's, or without one of the sub-networks' from the full's."""
+        reference, students = (teacher, runs) if teacher is not None else (runs[0], runs[1:])
+        total: Tensor | float = 0.0
+        for run in students:
+            if self.loss.hidden_weight:
+                pairs = layer_pairs(run.kept, len(reference.hidden))
+                distance = state_distance(run.hidden, reference.hidden, pairs, mask)
+                total = total + self.loss.hidden_weight * distance
+            if self.loss.attention_weight:
+                distance = state_distance(run.attention, reference.attention, list(enumerate(run.kept)), mask)
+                total = total + self.loss.attention_weight * distance
+        return total
+
+
+class ElasticTrainer(DistillingTrainer):
+    """Trains every step the full network and some sub-networks that share its weights.
+
+    Drops in for `transformers.Trainer`: logging, checkpoints, resume, mixed precision, gradient accumulation and
+    several processes are Trainer's own. All micro-batches of a step, and all processes, train the same sub-networks.
+
+    Args:
+        supernet: what to train.
+        loss: the numbers of Eq. 1.
+        drawer: draws the sub-networks of each step.
+        teacher, rates, **trainer_arguments: see `DistillingTrainer`.
+    """
+
+    def __init__(
+        self, supernet: Supernet, loss: ElasticLoss, drawer: Drawer, teacher: PreTrainedModel | None = None,
+        **trainer_arguments: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(supernet, loss, teacher, **trainer_arguments)
+        self.supernet, self.drawer = supernet, drawer
+        self._drawn: list[Architecture] = []
+        self._drawn_at = -1
+
+    def _runs(self, model: nn.Module, inputs: dict[str, Tensor]) -> list[Run]:
+        if self._drawn_at != self.state.global_step:  # once a step: micro-batches train the same
+            self._drawn, self._drawn_at = self.drawer.at(self.state.global_step, self.epoch), self.state.global_step
+        architectures = [self.supernet.full, *self._drawn]
+        with self._watching(self.supernet.layers, self.supernet.map) as (hidden, attention):
+            # One call for all networks, so that several processes see one forward and one backward a step.
+            outputs = model(inputs, architectures)
+        runs = []
+        for architecture, output in zip(architectures, outputs, strict=True):
+            kept = self.supernet.space.kept_layers(architecture.depth)
+            runs.append(Run(output, hidden[: len(kept)], attention[: len(kept)], kept))
+            hidden, attention = hidden[len(kept) :], attention[len(kept) :]
+        return runs
+
+    def _what_ran(self) -> str:
+        return f", sub-networks {', '.join(map(str, self._drawn))}"
+
+    def _learn(self, full: Run, subnetworks: Sequence[Run]) -> None:
+        if self.drawer.learns:
+            losses = torch.stack([run.output.loss.detach() for run in (full, *subnetworks)])
+            # All processes must draw alike, so they learn the same.
+            losses = self.accelerator.reduce(losses, reduction="mean")
+            self.drawer.learn(self._drawn, (losses[1:] - losses[0]).tolist())
+
+
+class KeepDrawer(TrainerCallback):
+    """Keeps in every checkpoint what a `Drawer` has learned.
+
+    Args:
+        resume_from: the checkpoint that training goes on from.
+    """
+
+    FILE = "drawer.json"
+
+    def __init__(self, drawer: Drawer, resume_from: Path | None = None) -> None:
+        self.drawer = drawer
+        if resume_from is not None:
+            drawer.restore((resume_from / self.FILE).read_text(encoding="utf-8"))
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.FILE
+            path.write_text(self.drawer.state(), encoding="utf-8")

@@ -5,21 +5,24 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import PrinterCallback
+from transformers import PreTrainedModel
 
 from instatune_deploy.data.dataset import Split, TaskData
 from instatune_deploy.data.processor import Processor
-from instatune_deploy.elastic.importance import first_order_importance, layer_drop_order, sort_by_importance
+from instatune_deploy.elastic.drawing import Drawer, DrawSettings
+from instatune_deploy.elastic.importance import (
+    first_order_importance,
+    fisher_importance,
+    layer_drop_order,
+    sort_by_importance,
+)
+from instatune_deploy.elastic.optimizer import RateSettings
+from instatune_deploy.elastic.processes import is_main_process, wait_for_all
 from instatune_deploy.elastic.supernet import Supernet, load_supernet, save_supernet
-from instatune_deploy.elastic.trainer import BucketTrainer, ElasticLoss, ElasticTrainer
-from instatune_deploy.values.recipe import FinetuneSection, TrainingSection
+from instatune_deploy.elastic.trainer import BucketTrainer, ElasticTrainer
+from instatune_deploy.elastic.training import labelled_batches, loss_of, train, trainer_arguments, with_dropout
+from instatune_deploy.values.recipe import FinetuneSection
 from instatune_deploy.values.space import SearchSpace
 from instatune_deploy.workspace import Workspace, content_key, new_directory
 
@@ -32,9 +35,9 @@ def finetune(
 ) -> Supernet:  # fmt: skip
     """The fine-tuned super-network, made or, where `workspace` holds it for the same inputs, read.
 
-    The pre-trained model is fine-tuned into the strong teacher (unless `settings.teacher` is null: then it is one
-    already), sorted by importance, and tuned with Eq. 1 of InstaTune (arXiv 2308.15609). Stopped in between, each
-    training goes on from its last checkpoint and gives what it would have given.
+    The pre-trained model is fine-tuned into the strong teacher (where one is needed and the model is none already),
+    sorted by importance, and tuned with Eq. 1 of InstaTune (arXiv 2308.15609). Stopped in between, each training goes on
+    from its last checkpoint and gives what it would have given.
 
     Args:
         load_model: loads the pre-trained model anew.
@@ -43,36 +46,41 @@ def finetune(
 
     Raises:
         TrainingError: the loss became infinite or not a number.
+        UsageError: a batch cannot be divided among the processes.
     """
-    teacher_key = content_key(key, settings.teacher and settings.teacher.model_dump())
-    elastic_key = content_key(key, settings.model_dump(), space.to_dict())
+    elastic_key = content_key(key, settings.model_dump(exclude={"preset"}), space.to_dict())
     path = workspace.path("supernet")
     if workspace.is_done("finetune", elastic_key):
         report("super-network: reused")
         return load_supernet(path)
-    teacher = _teacher(settings, load_model, data, processor, workspace, key=teacher_key, seed=seed, report=report)
-    supernet = Supernet(load_model() if settings.start == "pretrained" else copy.deepcopy(teacher), space)
-    if settings.sort:
-        # Scored on the fine-tuned model; sorting permutes it, which changes no output, so T and S stay comparable.
-        supernet = _sorted(supernet, data.train, processor, settings, report)
+    teacher = None
+    if settings.needs_teacher:
+        teacher = fine_tuned(settings, load_model, data, processor, workspace, key=key, seed=seed, report=report)
+    started = load_model() if settings.start == "pretrained" or teacher is None else copy.deepcopy(teacher)
+    supernet = Supernet(with_dropout(started, settings.dropout), space)
+    if teacher is not None:
+        supernet = sorted_like(supernet, teacher, data.train, processor, settings, report)
     checkpoints = workspace.path(".checkpoints", f"elastic-{elastic_key}")
     report(f"elastic fine-tuning: {settings.epochs:g} epochs of {len(data.train)} samples, {space.size:,} sub-networks")
+    shape = supernet.shape(processor.sequence_length)
+    drawn = DrawSettings(settings.subnetworks, settings.sampling, settings.widen_epochs)
     trainer = ElasticTrainer(
-        supernet,
-        ElasticLoss(settings.alpha, settings.gamma, settings.gamma_epochs, settings.subnetworks, settings.temperature),
-        teacher if settings.gamma != "off" else None,
-        **_trainer_arguments(settings, data.train, processor, checkpoints, seed, report),
-    )
-    _train(trainer, checkpoints, report)
-    with new_directory(path) as draft:
-        save_supernet(supernet, draft)
-        processor.save(draft)
-    workspace.mark_done("finetune", elastic_key, [path])
-    shutil.rmtree(workspace.path(".checkpoints"), ignore_errors=True)
+        supernet, loss_of(settings), Drawer(supernet.space, shape, drawn, seed=seed),
+        teacher if settings.gamma != "off" else None, rates=RateSettings(settings.head_rate, settings.layer_decay),
+        **trainer_arguments(settings, data.train, processor, checkpoints, seed, report),
+    )  # fmt: skip
+    train(trainer, checkpoints, report, ema_decay=settings.ema_decay)
+    if is_main_process():
+        with new_directory(path) as draft:
+            save_supernet(supernet, draft)
+            processor.save(draft)
+        workspace.mark_done("finetune", elastic_key, [path])
+        shutil.rmtree(workspace.path(".checkpoints"), ignore_errors=True)
+    wait_for_all()
     return load_supernet(path)
 
 
-def _teacher(
+def fine_tuned(
     settings: FinetuneSection, load_model: Callable[[], PreTrainedModel], data: TaskData, processor: Processor,
     workspace: Workspace, *, key: str, seed: int, report: Report,
 ) -> PreTrainedModel:  # fmt: skip
@@ -80,83 +88,42 @@ def _teacher(
     model = load_model()
     if settings.teacher is None:
         return model
+    key = content_key(key, settings.teacher.model_dump())
     path = workspace.path("teacher")
     if workspace.is_done("teacher", key):
         report("teacher: reused")
         return type(model).from_pretrained(path)
     checkpoints = workspace.path(".checkpoints", f"teacher-{key}")
     report(f"fine-tuning the full model: {settings.teacher.epochs:g} epochs of {len(data.train)} samples")
-    arguments = _trainer_arguments(settings.teacher, data.train, processor, checkpoints, seed, report)
-    _train(BucketTrainer(model=model, **arguments), checkpoints, report)
-    with new_directory(path) as draft:
-        model.save_pretrained(draft)
-        processor.save(draft)
-    workspace.mark_done("teacher", key, [path])
+    arguments = trainer_arguments(settings.teacher, data.train, processor, checkpoints, seed, report)
+    train(BucketTrainer(model=model, **arguments), checkpoints, report)
+    if is_main_process():
+        with new_directory(path) as draft:
+            model.save_pretrained(draft)
+            processor.save(draft)
+        workspace.mark_done("teacher", key, [path])
+    wait_for_all()
     # Read back, so that a run that was stopped here and one that was not go on from the same bytes.
     return type(model).from_pretrained(path)
 
 
-def _sorted(
-    supernet: Supernet, rows: Split, processor: Processor, settings: FinetuneSection, report: Report
-) -> Supernet:
-    """The same network with its heads, neurons and layers in the order of their importance."""
-    batches = _batches(rows, min(settings.importance_rows, len(rows)), settings.batch_size, processor)
-    report(f"importance of heads, neurons and layers on {min(settings.importance_rows, len(rows))} training samples")
-    sort_by_importance(supernet, first_order_importance(supernet, batches))
-    order = layer_drop_order(supernet, batches, report=report)
+def sorted_like(
+    supernet: Supernet, teacher: PreTrainedModel, rows: Split, processor: Processor, settings: FinetuneSection,
+    report: Report,
+) -> Supernet:  # fmt: skip
+    """The same network with its heads, neurons and layers in the order of their importance in the teacher.
+
+    Sorting permutes, which changes no output, so T and S stay comparable.
+    """
+    if settings.importance == "none" and settings.layer_order == "last_first":
+        return supernet
+    batches = labelled_batches(rows, settings.importance_rows, settings.batch_size, processor)
+    report(f"importance on {min(settings.importance_rows, len(rows))} training samples")
+    judged = Supernet(teacher, supernet.space)
+    if settings.importance != "none":
+        score = first_order_importance if settings.importance == "first_order" else fisher_importance
+        sort_by_importance(supernet, score(judged, batches))
+    if settings.layer_order == "last_first":
+        return supernet
+    order = layer_drop_order(judged, batches, report=report)
     return Supernet(supernet.model, supernet.space.with_drop_order(order))
-
-
-def _batches(split: Split, rows: int, size: int, processor: Processor) -> list[dict[str, Tensor]]:
-    """The first `rows` rows as labelled batches of torch tensors."""
-    first = split.rows.select(range(rows))
-    return [
-        {name: torch.from_numpy(array) for name, array in inputs.items()}
-        | {"labels": torch.from_numpy(split.labels[numbers])}
-        for numbers, inputs in processor.batches(first, size)
-    ]
-
-
-def _trainer_arguments(
-    settings: TrainingSection, rows: Split, processor: Processor, checkpoints: Path, seed: int, report: Report
-) -> dict[str, Any]:
-    """What Trainer is given; checkpoints come ten times a training."""
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
-        per_device_train_batch_size=settings.batch_size, gradient_accumulation_steps=settings.gradient_accumulation,
-        warmup_ratio=settings.warmup_ratio, weight_decay=settings.weight_decay, bf16=settings.bf16,
-        save_strategy="steps", save_steps=0.1, save_total_limit=2, logging_steps=0.05, report_to="none",
-        disable_tqdm=True, remove_unused_columns=False, label_names=["labels"], seed=seed, data_seed=seed,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )  # fmt: skip
-    return {
-        "args": arguments, "train_dataset": rows.rows, "data_collator": processor.collator,
-        "callbacks": [_ReportLoss(report)],
-    }  # fmt: skip
-
-
-class _ReportLoss(TrainerCallback):
-    """Tells the loss and the time left at every log step."""
-
-    def __init__(self, report: Report) -> None:
-        self.report = report
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            self.report(f"step {state.global_step}/{state.max_steps}: training loss {logs['loss']:.4f}")
-
-
-def _train(trainer: Trainer, checkpoints: Path, report: Report) -> None:
-    """Train to the end, from the last whole checkpoint if there is one."""
-    trainer.remove_callback(PrinterCallback)  # it would print to stdout; `report` is told instead
-    whole = {}
-    for path in checkpoints.glob("checkpoint-*"):
-        # The state is the last file that Trainer writes: without it the process died while it wrote the others.
-        if (path / TRAINER_STATE_NAME).is_file():
-            whole[int(path.name.removeprefix("checkpoint-"))] = path
-        else:
-            shutil.rmtree(path)
-    last = whole[max(whole)] if whole else None
-    if last is not None:
-        report(f"resuming from step {max(whole)}")
-    trainer.train(resume_from_checkpoint=str(last) if last else None)

@@ -52,7 +52,11 @@ class SpaceSection(Section):
 
 
 class TrainingSection(Section):
-    """One training: passes over the data, samples a step, peak learning rate of a linear schedule with warm-up."""
+    """One training: passes over the data, samples a step, peak learning rate of a linear schedule with warm-up.
+
+    `bf16` computes in bfloat16 where that is safe (autocast), on GPUs and on CPUs that have it; with
+    `gradient_checkpointing` layers are computed again in the backward pass instead of being kept: less memory, more time.
+    """
 
     epochs: Annotated[float, pydantic.Field(gt=0)] = 3
     batch_size: PositiveInt = 32
@@ -61,26 +65,89 @@ class TrainingSection(Section):
     warmup_ratio: Fraction = 0.1
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.01
     bf16: bool = False
+    gradient_checkpointing: bool = False
+
+
+PRESETS = Path(__file__).parents[1] / "presets"
 
 
 class FinetuneSection(TrainingSection):
-    """The elastic fine-tuning, InstaTune's Eq. 1.
+    """The elastic fine-tuning, InstaTune's Eq. 1: a preset (``paper``, ``best``) and what differs from it.
 
-    `teacher` is the training that turns the pre-trained model into the strong teacher; null where the model given is
-    fine-tuned already. With `sort`, heads, neurons and layers are ordered by importance on `importance_rows` training
-    rows before the elastic fine-tuning, which starts from the teacher's weights (`start: teacher`) or the pre-trained
-    ones (`start: pretrained`).
+    Every key has its value in the preset's file; those given beside `preset` take its place. Each ingredient is one key:
+
+    - the loss: `alpha`, `gamma` (teacher ``off``, ``on`` or in the ``first_epochs``, `gamma_epochs` of them),
+      `temperature`, `divergence` (``kl`` or AlphaNet's ``alpha``), `hidden_weight` and `attention_weight` (distances of
+      hidden states and of attention outputs from the teacher's)
+    - what is trained beside the full network: `subnetworks` a step, drawn by `sampling` (``uniform``, ``sandwich``, by
+      ``macs``, around the ``front``) from a space that grows for `widen_epochs`
+    - where it starts: from the `teacher` (a training of its own; null: the model given is fine-tuned already) or the
+      pre-trained weights (`start`), with heads and neurons sorted by `importance` (``first_order``, ``fisher`` or
+      ``none``) and layers dropped by `layer_order` (``importance`` or ``last_first``), scored on `importance_rows` rows
+    - how it is trained: `ema_decay` (0: no moving mean of the weights), `head_rate` (factor of the task head's learning
+      rate), `layer_decay` (of each layer's rate against the one above), `dropout` (null: the model's own)
     """
 
-    alpha: Fraction = 0.3
-    gamma: Literal["off", "on", "first_epochs"] = "off"
-    gamma_epochs: PositiveInt = 1
-    subnetworks: PositiveInt = 1
-    temperature: Annotated[float, pydantic.Field(gt=0)] = 1.0
-    teacher: TrainingSection | None = TrainingSection()
-    start: Literal["teacher", "pretrained"] = "teacher"
-    sort: bool = True
-    importance_rows: PositiveInt = 512
+    preset: str
+    alpha: Fraction
+    gamma: Literal["off", "on", "first_epochs"]
+    gamma_epochs: Annotated[float, pydantic.Field(gt=0)]
+    temperature: Annotated[float, pydantic.Field(gt=0)]
+    divergence: Literal["kl", "alpha"]
+    hidden_weight: Annotated[float, pydantic.Field(ge=0)]
+    attention_weight: Annotated[float, pydantic.Field(ge=0)]
+    subnetworks: PositiveInt
+    sampling: Literal["uniform", "sandwich", "macs", "front"]
+    widen_epochs: Annotated[float, pydantic.Field(ge=0)]
+    teacher: TrainingSection | None
+    start: Literal["teacher", "pretrained"]
+    importance: Literal["none", "first_order", "fisher"]
+    importance_rows: PositiveInt
+    layer_order: Literal["importance", "last_first"]
+    ema_decay: Annotated[float, pydantic.Field(ge=0, lt=1)]
+    head_rate: Annotated[float, pydantic.Field(gt=0)]
+    layer_decay: Annotated[float, pydantic.Field(gt=0, le=1)]
+    dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] | None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _on_top_of_the_preset(cls, given: Any) -> Any:
+        if isinstance(given, str):
+            given = {"preset": given}
+        if not isinstance(given, dict):
+            return given
+        name = given.get("preset", DEFAULT_PRESET)
+        merged = {**read_preset(name), **given, "preset": name}
+        teacher = given.get("teacher")
+        if isinstance(teacher, dict):
+            merged["teacher"] = {**(read_preset(name)["teacher"] or {}), **teacher}
+        return merged
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the fine-tuned full model is used for anything."""
+        scored = self.importance != "none" or self.layer_order == "importance"
+        return self.gamma != "off" or self.start == "teacher" or scored
+
+
+DEFAULT_PRESET = "best"
+
+
+def preset_names() -> list[str]:
+    """The fine-tuning presets there are."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def read_preset(name: object) -> dict[str, Any]:
+    """Every key of a fine-tuning preset with its value.
+
+    Raises:
+        ValueError: there is none of that name; names the nearest.
+    """
+    if name not in preset_names():
+        raise ValueError(f"unknown fine-tuning preset {name!r}{did_you_mean(str(name), preset_names())}")
+    data: dict[str, Any] = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return data
 
 
 class SearchSection(Section):
@@ -123,7 +190,7 @@ class Recipe(Section):
     metric: Literal["accuracy", "f1", "matthews"] = "accuracy"
     data: DataSection
     space: str | SpaceSection = "paper"
-    finetune: FinetuneSection = FinetuneSection()
+    finetune: FinetuneSection = pydantic.Field(default_factory=lambda: FinetuneSection.model_validate({}))
     search: SearchSection = SearchSection()
     profile: ProfileSection = ProfileSection()
     targets: dict[str, list[str | float]]

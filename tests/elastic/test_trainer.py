@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import random
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,75 +12,16 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainingArguments, default_data_collator
 
+from instatune_deploy.elastic import drawing
+from instatune_deploy.elastic.drawing import Drawer, DrawSettings
+from instatune_deploy.elastic.losses import ElasticLoss
+from instatune_deploy.elastic.optimizer import RateSettings
 from instatune_deploy.elastic.sampler import BucketSampler
 from instatune_deploy.elastic.supernet import Supernet
-from instatune_deploy.elastic.trainer import (
-    ElasticLoss,
-    ElasticTrainer,
-    distillation,
-    elastic_loss,
-    sampled_architectures,
-)
+from instatune_deploy.elastic.trainer import DistillingTrainer, ElasticTrainer
+from instatune_deploy.elastic.training import train
 from instatune_deploy.errors import TrainingError
 from tests.helpers import make_family
-
-
-def output(seed: int) -> SimpleNamespace:
-    torch.manual_seed(seed)
-    return SimpleNamespace(loss=torch.rand(()), logits=torch.randn(5, 3))
-
-
-def kl(teacher: torch.Tensor, student: torch.Tensor) -> float:
-    """KL(teacher || student) written out, mean over samples."""
-    p, q = teacher.softmax(-1).double(), student.softmax(-1).double()
-    return float((p * (p / q).log()).sum(-1).mean())
-
-
-def test_distillation_is_the_kl_divergence_from_the_teacher() -> None:
-    student, teacher = output(1).logits, output(2).logits
-    assert float(distillation(student, teacher)) == pytest.approx(kl(teacher, student), rel=1e-5)
-    assert float(distillation(student, teacher, 2.0)) == pytest.approx(4 * kl(teacher / 2, student / 2), rel=1e-5)
-    assert float(distillation(student, student)) == pytest.approx(0, abs=1e-6)
-
-
-def test_no_gradient_flows_into_the_teacher() -> None:
-    student, teacher = (output(seed).logits.requires_grad_() for seed in (1, 2))
-    distillation(student, teacher).backward()
-    assert student.grad is not None
-    assert teacher.grad is None
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
-def test_the_loss_is_equation_1(alpha: float) -> None:
-    full, subnetworks, teacher = output(1), [output(2), output(3)], output(4).logits
-    hard = full.loss + sum(s.loss for s in subnetworks)
-    without = alpha * hard + (1 - alpha) * sum(kl(full.logits, s.logits) for s in subnetworks)
-    with_teacher = alpha * hard + (1 - alpha) * (
-        kl(teacher, full.logits) + sum(kl(teacher, s.logits) for s in subnetworks)
-    )
-    settings = ElasticLoss(alpha=alpha, subnetworks=2)
-    assert float(elastic_loss(full, subnetworks, None, settings)) == pytest.approx(float(without), rel=1e-5)
-    assert float(elastic_loss(full, subnetworks, teacher, settings)) == pytest.approx(float(with_teacher), rel=1e-5)
-
-
-def test_gamma_is_off_on_or_on_in_the_first_epochs() -> None:
-    epochs = [0.0, 0.9, 1.0, 1.9, 2.0]
-    assert [ElasticLoss(gamma="off").gamma_at(e) for e in epochs] == [0, 0, 0, 0, 0]
-    assert [ElasticLoss(gamma="on").gamma_at(e) for e in epochs] == [1, 1, 1, 1, 1]
-    assert [ElasticLoss(gamma="first_epochs", gamma_epochs=2).gamma_at(e) for e in epochs] == [1, 1, 1, 1, 0]
-
-
-def test_sampled_networks_depend_on_seed_and_step_alone() -> None:
-    space = make_family("bert").space
-    first = sampled_architectures(space, 3, seed=1, step=7)
-    random.seed(99)
-    torch.manual_seed(99)
-    assert sampled_architectures(space, 3, seed=1, step=7) == first
-    assert sampled_architectures(space, 3, seed=1, step=8) != first
-    assert sampled_architectures(space, 3, seed=2, step=7) != first
-    assert all(architecture in space for architecture in first)
-    seen = {a for step in range(300) for a in sampled_architectures(space, 1, seed=0, step=step)}
-    assert {a.depth for a in seen} == set(space.depths)
 
 
 def test_batches_hold_rows_of_like_length_and_every_row_once() -> None:
@@ -107,25 +47,36 @@ class StopAt(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def trainer_for(directory: Path, callbacks: list[TrainerCallback], **elastic) -> ElasticTrainer:  # type: ignore[no-untyped-def]
+def trainer_for(
+    directory: Path, callbacks: list[TrainerCallback], *, draw: dict[str, Any] | None = None,
+    rates: RateSettings | None = None, changes: dict[str, Any] | None = None, **loss: Any,
+) -> ElasticTrainer:  # fmt: skip
     family, teacher = make_family("bert"), make_family("bert").model
+    supernet = Supernet(family.model, family.space)
+    settings = ElasticLoss(**{"gamma": "first_epochs", "gamma_epochs": 1, **loss})
+    drawer = Drawer(family.space, supernet.shape(8), DrawSettings(**{"subnetworks": 2, **(draw or {})}), seed=5)
+    return ElasticTrainer(
+        supernet, settings, drawer, teacher, rates=rates, args=arguments(directory, **(changes or {})), train_dataset=rows(),
+        data_collator=default_data_collator, callbacks=callbacks,
+    )  # fmt: skip
+
+
+def rows() -> Dataset:
     rng = np.random.default_rng(0)
-    rows = Dataset.from_dict(
+    return Dataset.from_dict(
         {
             "input_ids": rng.integers(5, 100, (48, 8)).tolist(),
             "attention_mask": np.ones((48, 8), dtype=int).tolist(),
             "labels": rng.integers(0, 3, 48).tolist(),
         }
     )
-    arguments = TrainingArguments(
+
+
+def arguments(directory: Path, **changes: Any) -> TrainingArguments:
+    return TrainingArguments(
         str(directory), num_train_epochs=3, per_device_train_batch_size=4, gradient_accumulation_steps=2,
         learning_rate=1e-3, save_steps=4, logging_steps=1, report_to="none", disable_tqdm=True, label_names=["labels"],
-        remove_unused_columns=False, seed=5, use_cpu=True,
-    )  # fmt: skip
-    settings = ElasticLoss(**{"gamma": "first_epochs", "gamma_epochs": 1, "subnetworks": 2, **elastic})
-    return ElasticTrainer(
-        Supernet(family.model, family.space), settings, teacher, args=arguments, train_dataset=rows,
-        data_collator=default_data_collator, callbacks=callbacks,
+        remove_unused_columns=False, seed=5, use_cpu=True, **changes,
     )  # fmt: skip
 
 
@@ -133,19 +84,97 @@ def losses(trainer: ElasticTrainer) -> dict[int, float]:
     return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
 
 
-def test_a_resumed_training_gives_the_same_losses_and_weights(tmp_path: Path) -> None:
-    whole = trainer_for(tmp_path / "whole", [])
-    whole.train()
+@pytest.mark.parametrize(
+    ("options", "ema_decay"),
+    [
+        ({}, 0.0),
+        ({"draw": {"sampling": "front"}, "hidden_weight": 1.0, "rates": RateSettings(2.0, 0.8)}, 0.9),
+    ],
+    ids=["paper", "everything"],
+)
+def test_a_resumed_training_gives_the_same_losses_and_weights(
+    tmp_path: Path, options: dict[str, Any], ema_decay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawing, "_LEAST_SEEN", 6)  # so that what was learned decides within these few steps
+
+    def run(name: str, *callbacks: TrainerCallback) -> ElasticTrainer:
+        trainer = trainer_for(tmp_path / name, list(callbacks), **options)
+        train(trainer, tmp_path / name, lambda line: None, ema_decay=ema_decay)
+        return trainer
+
+    whole = run("whole")
     with pytest.raises(KeyboardInterrupt):
-        trainer_for(tmp_path / "cut", [StopAt(11)]).train()  # in the middle of an epoch, after the checkpoint of step 8
-    resumed = trainer_for(tmp_path / "cut", [])
-    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-8"))
+        run("cut", StopAt(11))  # in the middle of an epoch, after the checkpoint of step 8
+    resumed = run("cut")
     assert losses(resumed) == losses(whole)
     assert len(losses(whole)) == 18
     for (name, one), (_, other) in zip(
         whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True
     ):
         assert torch.equal(one, other), name
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_resumed_from(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(trainer_for(tmp_path, [StopAt(11)]), tmp_path, lambda line: None, ema_decay=0.9)
+    (tmp_path / "checkpoint-8" / "weight_average.safetensors").unlink()
+    lines: list[str] = []
+    train(trainer_for(tmp_path, []), tmp_path, lines.append, ema_decay=0.9)
+    assert lines[0] == "resuming from step 4"
+
+
+def test_the_moving_mean_is_what_training_ends_with(tmp_path: Path) -> None:
+    plain = trainer_for(tmp_path / "a", [])
+    train(plain, tmp_path / "a", lambda line: None)
+    averaged = trainer_for(tmp_path / "b", [])
+    train(averaged, tmp_path / "b", lambda line: None, ema_decay=0.5)
+    assert losses(plain) == losses(averaged)
+    one, other = plain.supernet.model.classifier.weight, averaged.supernet.model.classifier.weight
+    assert not torch.equal(one, other)
+    assert float((one - other).abs().max().detach()) < 0.01
+
+
+def test_a_network_alone_learns_from_its_teacher(tmp_path: Path) -> None:
+    family, teacher = make_family("bert"), make_family("bert").model
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    network = Supernet(family.model, family.space).extract(family.space.smallest)
+    kept = family.space.kept_layers(family.space.depths[0])
+    trainer = DistillingTrainer(
+        network, ElasticLoss(alpha=0.0, gamma="on", hidden_weight=1.0, attention_weight=1.0), teacher, kept=kept,
+        args=arguments(tmp_path), train_dataset=rows(), data_collator=default_data_collator,
+    )  # fmt: skip
+    trainer.train()
+    found = list(losses(trainer).values())
+    assert np.mean(found[-4:]) < 0.9 * np.mean(found[:4])
+
+
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [({"bf16": True}, 0.05), ({"gradient_checkpointing": True}, 1e-5)],
+    ids=["bf16", "recomputed"],
+)
+def test_cheaper_ways_to_train_give_the_same_losses(tmp_path: Path, changes: dict[str, Any], tolerance: float) -> None:
+    plain = trainer_for(tmp_path / "a", [])
+    plain.train()
+    cheaper = trainer_for(tmp_path / "b", [], changes=changes)
+    cheaper.train()
+    assert losses(cheaper) == pytest.approx(losses(plain), rel=tolerance)
+
+
+def test_layers_and_the_head_learn_at_their_own_rates(tmp_path: Path) -> None:
+    trainer = trainer_for(tmp_path, [], rates=RateSettings(head=3.0, layer_decay=0.5))
+    rates = {
+        id(parameter): group["lr"] for group in trainer.create_optimizer().param_groups for parameter in group["params"]
+    }
+    model = trainer.supernet.model
+    layers = len(model.bert.encoder.layer)
+    assert rates[id(model.classifier.weight)] == pytest.approx(3e-3)
+    assert rates[id(model.bert.encoder.layer[-1].output.dense.weight)] == pytest.approx(1e-3)
+    assert rates[id(model.bert.encoder.layer[0].output.dense.bias)] == pytest.approx(1e-3 * 0.5 ** (layers - 1))
+    assert rates[id(model.bert.embeddings.word_embeddings.weight)] == pytest.approx(1e-3 * 0.5**layers)
+    assert len(rates) == len(list(model.parameters()))
 
 
 def test_a_loss_that_is_not_a_number_stops_the_training_and_says_where(tmp_path: Path) -> None:
@@ -158,5 +187,8 @@ def test_a_loss_that_is_not_a_number_stops_the_training_and_says_where(tmp_path:
 
 def test_gamma_without_a_teacher_is_refused(tmp_path: Path) -> None:
     family = make_family("bert")
+    supernet = Supernet(family.model, family.space)
     with pytest.raises(TrainingError, match="needs a teacher"):
-        ElasticTrainer(Supernet(family.model, family.space), ElasticLoss(gamma="on"))
+        ElasticTrainer(
+            supernet, ElasticLoss(gamma="on"), Drawer(family.space, supernet.shape(8), DrawSettings(), seed=0)
+        )

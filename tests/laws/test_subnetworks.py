@@ -97,6 +97,25 @@ def test_subnetworks_are_views_and_gradients_land_in_the_shared_weights(family: 
         assert gradient[width:].abs().sum() == 0
 
 
+def test_layers_computed_again_in_the_backward_pass_give_the_same_gradients(family: Family, supernet: Supernet) -> None:
+    def gradients() -> list[torch.Tensor | None]:
+        supernet.zero_grad(set_to_none=True)
+        torch.manual_seed(3)  # of dropout
+        outputs = supernet(family.inputs, [supernet.full, family.space.smallest])
+        sum(output.logits.square().sum() for output in outputs).backward()
+        return [parameter.grad for parameter in supernet.parameters()]
+
+    supernet.train()
+    plain = gradients()
+    supernet.gradient_checkpointing_enable()
+    again = gradients()
+    supernet.eval()
+    assert sum(gradient is not None for gradient in plain) > 10
+    for one, other in zip(plain, again, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.allclose(one, other, atol=1e-6)
+
+
 def test_sorting_changes_no_output_and_puts_important_units_first(family: Family) -> None:
     model, supernet = family.model, Supernet(family.model, family.space)
     labelled = {**family.inputs, "labels": torch.tensor([0, 1, 2])}

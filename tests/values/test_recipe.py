@@ -9,7 +9,15 @@ import pytest
 import yaml
 
 from instatune_deploy.errors import RecipeError
-from instatune_deploy.values.recipe import Recipe, parse_budget, read_recipe
+from instatune_deploy.values.recipe import (
+    FinetuneSection,
+    Recipe,
+    TrainingSection,
+    parse_budget,
+    preset_names,
+    read_preset,
+    read_recipe,
+)
 
 MINIMAL: dict[str, Any] = {
     "model": "./model",
@@ -46,6 +54,37 @@ def test_the_papers_numbers_are_the_defaults(tmp_path: Path) -> None:
     assert (finetune.alpha, finetune.subnetworks, finetune.temperature) == (0.3, 1, 1.0)
 
 
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_shows_every_number(name: str) -> None:
+    assert set(read_preset(name)) == set(FinetuneSection.model_fields) - {"preset"}
+    assert set(read_preset(name)["teacher"]) == set(TrainingSection.model_fields)
+
+
+def test_a_preset_is_a_name_or_what_other_keys_are_on_top_of(tmp_path: Path) -> None:
+    def finetune(given: Any) -> FinetuneSection:
+        return read_recipe(write(tmp_path / "r.yaml", {**MINIMAL, "finetune": given})).finetune
+
+    paper = finetune("paper")
+    assert (paper.sampling, paper.importance, paper.start, paper.gamma) == ("uniform", "none", "pretrained", "off")
+    assert finetune({"preset": "paper"}) == paper
+    changed = finetune({"preset": "paper", "gamma": "on", "teacher": {"epochs": 9}})
+    assert changed == paper.model_copy(
+        update={"gamma": "on", "teacher": paper.teacher and paper.teacher.model_copy(update={"epochs": 9.0})}
+    )
+    assert finetune({}).preset == "best"
+    assert finetune({"teacher": None}).teacher is None
+
+
+def test_the_fine_tuned_model_is_made_only_where_it_is_used() -> None:
+    def needs(**changes: Any) -> bool:
+        return FinetuneSection.model_validate({"preset": "paper", **changes}).needs_teacher
+
+    assert not needs()
+    assert all(needs(**{key: value}) for key, value in [
+        ("gamma", "on"), ("start", "teacher"), ("importance", "fisher"), ("layer_order", "importance"),
+    ])  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -56,8 +95,10 @@ def test_the_papers_numbers_are_the_defaults(tmp_path: Path) -> None:
         ({"task": "translation"}, "task: Input should be 'text-classification' or 'image-classification'"),
         ({"finetune": {"alpha": 2}}, "finetune.alpha: Input should be less than or equal to 1"),
         ({"finetune": {"gamma": "maybe"}}, "finetune.gamma: Input should be 'off', 'on' or 'first_epochs'"),
+        ({"finetune": "papr"}, "finetune: unknown fine-tuning preset 'papr'; did you mean 'paper'"),
+        ({"finetune": {"preset": "bst", "alpha": 1}}, "unknown fine-tuning preset 'bst'; did you mean 'best'"),
         ({"search": {"rounds": 0}}, "search.rounds: Input should be greater than 0"),
-        ({"targets": {}}, "targets: Value error, name at least one target, each with at least one budget"),
+        ({"targets": {}}, "targets: name at least one target, each with at least one budget"),
         ({"targets": {"cpu-avx512": []}}, "name at least one target, each with at least one budget"),
         ({"targets": {"cpu-avx512": ["fast"]}}, "budget 'fast' is neither milliseconds such as 8ms nor a share"),
         ({"targets": {"cpu-avx512": ["-3ms"]}}, "budget '-3ms' is neither"),

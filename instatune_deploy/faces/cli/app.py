@@ -56,6 +56,8 @@ def options(
 def progress() -> Callable[[str], None]:
     """A function that prints a line to stderr with the seconds since now."""
     started = time.monotonic()
+    if os.environ.get("RANK", "0") != "0":  # of several processes that train together one speaks
+        return lambda line: None
     return lambda line: typer.echo(f"[{time.monotonic() - started:7.1f} s] {line}", err=True)
 
 

@@ -18,6 +18,9 @@ def export(
     deployment: Annotated[str | None, typer.Option(help="Such as ov-fp32-1t; default: the target's first.")] = None,
     target: Annotated[str | None, typer.Option(help="A target; default: the recipe's first.")] = None,
     confirm: Annotated[bool, typer.Option(help="Measure its metric on the report split and its latency here.")] = True,
+    tune_epochs: Annotated[
+        float, typer.Option(min=0, help="Tune it alone for so many passes over the training data first; 0: do not.")
+    ] = 0,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -41,7 +44,7 @@ def export(
         raise UnknownNameError("deployment", deployment, known)
     chosen = known[deployment] if deployment else wanted.deployments[0]
     network = job.supernet.full if architecture == "full" else Architecture.parse(architecture)
-    artifact = export_network(job, wanted, network, chosen, out, None)
+    artifact = export_network(job, wanted, network, chosen, out, None, tune_epochs=tune_epochs)
     if confirm:
         artifact = confirmed(job, artifact)
     measured = artifact.manifest.measured

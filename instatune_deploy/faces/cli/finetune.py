@@ -18,6 +18,9 @@ def finetune(
 ) -> None:
     """Fine-tune a recipe's model into an elastic super-network; `run`, `search` and `select` go on from it.
 
+    Several processes train together if launched so, with `accelerate launch` on GPUs or `torchrun` on CPUs:
+    torchrun --nproc_per_node 2 -m instatune_deploy finetune recipe.yaml
+
     Example: instatune-deploy finetune recipe.yaml
     """
     from instatune_deploy.values.recipe import read_recipe
@@ -26,9 +29,12 @@ def finetune(
     directory = out or Path("runs") / checked.name
 
     from instatune_deploy import pipeline
+    from instatune_deploy.elastic.processes import is_main_process
     from instatune_deploy.workspace import Workspace
 
     supernet = pipeline.start_job(checked, Workspace(directory), progress()).supernet
+    if not is_main_process():
+        return
     found = {"run": str(directory), "supernet": str(directory / "supernet"), "subnetworks": supernet.space.size}
     if as_json:
         emit(found)

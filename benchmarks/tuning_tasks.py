@@ -1,0 +1,78 @@
+"""The tasks that fine-tuning is measured on: models, data, spaces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from transformers import PreTrainedModel
+
+from instatune_deploy.data.dataset import Split, TaskData, open_report_split, open_task_data
+from instatune_deploy.data.processor import Processor
+from instatune_deploy.elastic.pretrained import load_config, load_pretrained, space_for
+from instatune_deploy.elastic.supernet import Supernet
+from instatune_deploy.values.macs import ModelShape
+from instatune_deploy.values.recipe import DataSection, Task
+from instatune_deploy.values.space import SearchSpace
+
+#: Of the data's split; trainings have seeds of their own.
+DATA_SEED = 0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A task: its model, data and space."""
+
+    name: str
+    model: str
+    task: Task
+    data: DataSection
+    space: str | dict[str, list[int]] = "paper"
+
+
+SUBJECTS = {
+    "sst2": Subject(
+        "sst2", "benchmarks/models/minilm-l6", "text-classification",
+        DataSection(
+            train="benchmarks/data/sst2/train.parquet", report="benchmarks/data/sst2/validation.parquet",
+            text="sentence", search_rows=872, sequence_length=128,
+        ),
+    ),
+    # Pre-trained on the 40,000 training rows by benchmarks/pretrain_vit.py.
+    "cifar10": Subject(
+        "cifar10", "benchmarks/models/vit-cifar10", "image-classification",
+        DataSection(train="benchmarks/data/cifar10/train.parquet", search_rows=5000, report_rows=5000, shuffle=False),
+        {"depths": [5, 6, 7, 8, 9], "heads": [2, 3, 4, 5, 6], "ffn": [192, 384, 576, 768]},
+    ),
+}  # fmt: skip
+
+
+class Material:
+    """What a task's trainings read."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+
+    @cached_property
+    def processor(self) -> Processor:
+        return Processor(self.subject.model, self.subject.task, self.subject.data.sequence_length)
+
+    @cached_property
+    def data(self) -> TaskData:
+        return open_task_data(self.subject.data, self.subject.task, self.processor, seed=DATA_SEED)
+
+    @cached_property
+    def report_split(self) -> Split:
+        return open_report_split(self.subject.data, self.subject.task, self.processor, seed=DATA_SEED)
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        return space_for(load_config(self.subject.model), self.subject.space)
+
+    def load_model(self, seed: int) -> PreTrainedModel:
+        """The pre-trained model with a task head initialised by `seed`."""
+        return load_pretrained(self.subject.model, self.subject.task, self.data.classes, reset_head=False, seed=seed)
+
+    def shape(self, model: PreTrainedModel) -> ModelShape:
+        """Sizes that multiply-accumulates follow from."""
+        return Supernet(model, self.space).shape(self.subject.data.sequence_length)

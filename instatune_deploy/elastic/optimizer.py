@@ -1,0 +1,108 @@
+"""Learning rates by part of a network, and a running mean of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback
+
+from instatune_deploy.elastic.families import axis_map
+
+_FILE = "weight_average.safetensors"
+
+
+@dataclass(frozen=True)
+class RateSettings:
+    """Learning rates of a network's parts, as factors of the peak rate.
+
+    Args:
+        head: of the task head, which starts untrained.
+        layer_decay: of each layer against the one above it; the embeddings are the lowest (Sun et al., 2019).
+    """
+
+    head: float = 1.0
+    layer_decay: float = 1.0
+
+
+def parameter_groups(
+    network: PreTrainedModel, rates: RateSettings, learning_rate: float, weight_decay: float, decayed: set[str]
+) -> list[dict[str, Any]]:
+    """The trainable parameters of `network` in groups of one learning rate and weight decay.
+
+    Args:
+        learning_rate: peak rate of the highest layer; `weight_decay`: of the parameters in `decayed`.
+        decayed: endings of names, such as ``encoder.layer.0.output.dense.weight``.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter, factor in _factors(network, rates):
+        decay = weight_decay if name in decayed else 0.0
+        groups.setdefault((learning_rate * factor, decay), []).append(parameter)
+    return [{"params": found, "lr": rate, "weight_decay": decay} for (rate, decay), found in groups.items()]
+
+
+def _factors(network: PreTrainedModel, rates: RateSettings) -> Iterator[tuple[str, nn.Parameter, float]]:
+    """Every trainable parameter with its name and the factor of its learning rate."""
+    body, layers = f"{network.base_model_prefix}.", f"{axis_map(network.config.model_type).layers}."
+    depth = int(network.config.num_hidden_layers)
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        inside = name.removeprefix(body)
+        if not name.startswith(body):
+            factor = rates.head
+        elif inside.startswith(layers):
+            index = int(inside.removeprefix(layers).partition(".")[0])
+            factor = rates.layer_decay ** (depth - 1 - index)
+        elif "embeddings" in inside:
+            factor = rates.layer_decay**depth
+        else:
+            factor = 1.0  # a pooler or the last norm, above all layers
+        yield name, parameter, factor
+
+
+class WeightAverage(TrainerCallback):
+    """An exponential moving mean of the weights, which are replaced by it when training ends.
+
+    It is kept in every checkpoint: a resumed training goes on with it.
+
+    Args:
+        model: what is trained.
+        decay: share of the mean that each step keeps; early on less, so that where training started is forgotten.
+        resume_from: the checkpoint that training goes on from.
+    """
+
+    FILE = _FILE
+
+    def __init__(self, model: nn.Module, decay: float, resume_from: Path | None = None) -> None:
+        self.model, self.decay = model, decay
+        self.steps = 0
+        source = dict(model.named_parameters())
+        if resume_from is not None:
+            saved = load_file(resume_from / _FILE)
+            self.steps = int(saved.pop("steps"))
+            self.mean = {name: saved[name].to(parameter.device) for name, parameter in source.items()}
+        else:
+            self.mean = {name: parameter.detach().clone() for name, parameter in source.items()}
+
+    @torch.no_grad()
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.steps += 1
+        keep = min(self.decay, self.steps / (self.steps + 9))
+        for name, parameter in self.model.named_parameters():
+            self.mean[name].lerp_(parameter.detach(), 1 - keep)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero:
+            directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            save_file({**self.mean, "steps": torch.tensor(self.steps)}, directory / _FILE)
+
+    @torch.no_grad()
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(self.mean[name])

@@ -1,0 +1,146 @@
+"""Runs a trainer to its end: settings, checkpoints, going on from the last whole one."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.modeling_utils import no_init_weights
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback
+
+from instatune_deploy.data.dataset import Split
+from instatune_deploy.data.processor import Processor
+from instatune_deploy.elastic.losses import ElasticLoss
+from instatune_deploy.elastic.optimizer import WeightAverage
+from instatune_deploy.elastic.processes import is_main_process, process_count
+from instatune_deploy.elastic.subnetwork import CONFIG_KEY, build_subnetwork, load_state
+from instatune_deploy.elastic.trainer import ElasticTrainer, KeepDrawer
+from instatune_deploy.errors import UsageError
+from instatune_deploy.values.recipe import FinetuneSection, TrainingSection
+from instatune_deploy.values.space import Architecture
+
+Report = Callable[[str], None]
+
+#: Keys of configs that say how much is dropped while training, of all families.
+_DROPOUT_KEYS = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout",
+    "seq_classif_dropout", "pooler_dropout",
+)  # fmt: skip
+
+
+def loss_of(settings: FinetuneSection) -> ElasticLoss:
+    """The loss that a recipe asks for."""
+    return ElasticLoss(
+        alpha=settings.alpha, gamma=settings.gamma, gamma_epochs=settings.gamma_epochs,
+        temperature=settings.temperature, divergence=settings.divergence, hidden_weight=settings.hidden_weight,
+        attention_weight=settings.attention_weight,
+    )  # fmt: skip
+
+
+def trainer_arguments(
+    settings: TrainingSection, rows: Split, processor: Processor, checkpoints: Path, seed: int, report: Report
+) -> dict[str, Any]:
+    """What a `transformers.Trainer` is given; checkpoints come ten times a training.
+
+    Raises:
+        UsageError: the batch cannot be divided among the processes.
+    """
+    processes = process_count()
+    if settings.batch_size % processes:
+        raise UsageError(f"batch_size {settings.batch_size} cannot be divided among {processes} processes")
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
+        per_device_train_batch_size=settings.batch_size // processes,
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        warmup_ratio=settings.warmup_ratio, weight_decay=settings.weight_decay, bf16=settings.bf16,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        save_strategy="steps", save_steps=0.1, save_total_limit=2, logging_steps=0.05, report_to="none",
+        disable_tqdm=True, remove_unused_columns=False, label_names=["labels"], seed=seed, data_seed=seed,
+        dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available(),
+    )  # fmt: skip
+    return {
+        "args": arguments, "train_dataset": rows.rows, "data_collator": processor.collator,
+        "callbacks": [_ReportLoss(report)],
+    }  # fmt: skip
+
+
+def train(trainer: Trainer, checkpoints: Path, report: Report, *, ema_decay: float = 0.0) -> None:
+    """Train to the end, from the last whole checkpoint if there is one; the weights are then the trained ones, or their
+    moving mean if `ema_decay` is not 0.
+
+    Raises:
+        TrainingError: the loss became infinite or not a number; the checkpoints stay.
+    """
+    trainer.remove_callback(PrinterCallback)  # it would print to stdout; `report` is told instead
+    drawer = trainer.drawer if isinstance(trainer, ElasticTrainer) and trainer.drawer.learns else None
+    needed = [TRAINER_STATE_NAME, *([WeightAverage.FILE] if ema_decay else []), *([KeepDrawer.FILE] if drawer else [])]
+    last = _last_whole(checkpoints, needed)
+    if last is not None:
+        report(f"resuming from step {_step(last)}")
+    if ema_decay:
+        trained: Any = trainer.model
+        trainer.add_callback(WeightAverage(trained, ema_decay, last))
+    if drawer is not None:
+        trainer.add_callback(KeepDrawer(drawer, last))
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+
+
+def _last_whole(checkpoints: Path, needed: list[str]) -> Path | None:
+    """The last checkpoint with all files; those without are removed: the process died while it wrote them."""
+    found = sorted(checkpoints.glob("checkpoint-*"), key=_step)
+    whole = [path for path in found if all((path / name).is_file() for name in needed)]
+    if is_main_process():
+        for path in found:
+            if path not in whole:
+                shutil.rmtree(path)
+    return whole[-1] if whole else None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def labelled_batches(split: Split, rows: int, size: int, processor: Processor) -> list[dict[str, Tensor]]:
+    """The first `rows` rows as batches of torch tensors with `labels`."""
+    first = split.rows.select(range(min(rows, len(split))))
+    return [
+        {name: torch.from_numpy(array) for name, array in inputs.items()}
+        | {"labels": torch.from_numpy(split.labels[numbers])}
+        for numbers, inputs in processor.batches(first, size)
+    ]
+
+
+def with_dropout(model: PreTrainedModel, probability: float | None) -> PreTrainedModel:
+    """The same network, which drops another share of its activations in training; None changes nothing."""
+    if probability is None:
+        return model
+    config = copy.deepcopy(model.config)
+    for key in _DROPOUT_KEYS:
+        if getattr(config, key, None) is not None:
+            setattr(config, key, probability)
+    known = getattr(config, CONFIG_KEY, None)
+    if known is None:
+        with no_init_weights():
+            network = type(model)(config)
+    else:
+        network = build_subnetwork(type(model), config, Architecture.parse(known))
+    load_state(network, model.state_dict(), "model")
+    return network
+
+
+class _ReportLoss(TrainerCallback):
+    """Tells the loss at every log step."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if logs and "loss" in logs and state.is_world_process_zero:
+            self.report(f"step {state.global_step}/{state.max_steps}: training loss {logs['loss']:.4f}")
