@@ -29,7 +29,8 @@ def outputs(tiny: Any, runtime: str, inputs: dict[str, torch.Tensor]) -> tuple[n
     session = get_runtime(runtime).load(tiny.onnx if runtime == "onnxruntime" else tiny.xml, Deployment(runtime))
     with torch.no_grad():
         expected = tiny.model(**inputs).logits.numpy()
-    return session.run({name: value.numpy() for name, value in inputs.items()}), expected
+    (found,) = session.run({name: value.numpy() for name, value in inputs.items()})
+    return found, expected
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -24,8 +24,11 @@ OPSET = 23
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
 
 
-def export_onnx(model: torch.nn.Module, example: dict[str, torch.Tensor], path: Path, *, opset: int = OPSET) -> None:
-    """Write `model` to `path` as ONNX, its first output named ``logits``.
+def export_onnx(
+    model: torch.nn.Module, example: dict[str, torch.Tensor], path: Path, *, outputs: Sequence[str] = ("logits",),
+    opset: int = OPSET,
+) -> None:  # fmt: skip
+    """Write `model` to `path` as ONNX.
 
     The first axis of every input is dynamic (``batch``), and the second of every integer matrix (``sequence``).
 
@@ -33,6 +36,7 @@ def export_onnx(model: torch.nn.Module, example: dict[str, torch.Tensor], path: 
         model: a module that takes the inputs of `example` by name; exported in evaluation mode, then put back.
         example: inputs by name, batch first; a batch of one is repeated, for axes of size one count as fixed.
         path: where to write; has either its old content or all of the new.
+        outputs: names of the outputs in the order in which the module gives them, or of the first ones.
         opset: ONNX operator set.
 
     Raises:
@@ -52,7 +56,7 @@ def export_onnx(model: torch.nn.Module, example: dict[str, torch.Tensor], path: 
                 dynamo=True,
                 opset_version=opset,
                 input_names=list(example),
-                output_names=["logits"],
+                output_names=list(outputs),
                 verbose=False,
             )
     except Exception as error:  # the exporters raise a dozen types, most of them private
