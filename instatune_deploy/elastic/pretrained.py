@@ -17,9 +17,18 @@ from instatune_deploy.values.space import FAMILY_PRESETS, SearchSpace, preset
 
 AUTO_CLASSES: dict[Task, Any] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
+    "text-regression": transformers.AutoModelForSequenceClassification,
+    "token-classification": transformers.AutoModelForTokenClassification,
+    "question-answering": transformers.AutoModelForQuestionAnswering,
     "image-classification": transformers.AutoModelForImageClassification,
 }
-#: The task that a family is for, by what it reads.
+#: The loss of heads that can have several: a checkpoint may have been fine-tuned with another one.
+_PROBLEM_TYPES: dict[Task, str] = {
+    "text-classification": "single_label_classification",
+    "text-regression": "regression",
+    "image-classification": "single_label_classification",
+}
+#: The task whose head networks get that are only measured, by what their family reads.
 TASK_OF_INPUTS: dict[str, Task] = {"text": "text-classification", "image": "image-classification"}
 
 
@@ -46,12 +55,12 @@ def load_pretrained(name: str, task: Task, classes: tuple[str, ...], *, reset_he
         FamilyError: the family has no axis map, or is not for this task.
     """
     config = load_config(name)
-    if TASK_OF_INPUTS[axis_map(config.model_type).inputs] != task:
+    if (axis_map(config.model_type).inputs == "image") != (task == "image-classification"):
         raise FamilyError(f"{name}: a {config.model_type} model cannot do {task}")
     transformers.set_seed(seed)
     own_labels = {
         "num_labels": len(classes), "id2label": dict(enumerate(classes)),
-        "label2id": {label: index for index, label in enumerate(classes)},
+        "label2id": {label: index for index, label in enumerate(classes)}, "problem_type": _PROBLEM_TYPES.get(task),
     }  # fmt: skip
     model = _load(name, task, {} if reset_head else own_labels)
     if reset_head:

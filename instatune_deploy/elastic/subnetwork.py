@@ -140,11 +140,18 @@ def load_subnetwork(directory: Path) -> PreTrainedModel:
     return network.eval()
 
 
+def _positions_read(model: PreTrainedModel, linear: nn.Linear, tokens: int) -> int:
+    """How many of the `tokens` positions of a sample a linear module outside the layers reads: all of them in a head that
+    tags tokens or finds answers; a classifier, like a pooler, reads one."""
+    reads_all = type(model).__name__.endswith(("ForTokenClassification", "ForQuestionAnswering"))
+    return tokens if reads_all and linear not in set(model.base_model.modules()) else 1
+
+
 def model_shape(model: PreTrainedModel, tokens: int) -> ModelShape:
     """The sizes of `model` that MACs, parameters and latency follow from.
 
     Args:
-        model: a full network with a head that reads one position, such as a classifier.
+        model: a full network with its task head.
         tokens: length of a text in tokens; an image model's follows from its image and patch size.
     """
     config, axes = model.config, axis_map(model.config.model_type)
@@ -152,7 +159,7 @@ def model_shape(model: PreTrainedModel, tokens: int) -> ModelShape:
     fixed_macs = 0
     for module in model.modules():
         if isinstance(module, nn.Linear) and id(module.weight) not in in_layers:
-            fixed_macs += module.weight.numel()  # pooler and classifier read one position
+            fixed_macs += _positions_read(model, module, tokens) * module.weight.numel()
         if isinstance(module, nn.Conv2d):
             patches = (config.image_size // config.patch_size) ** 2
             fixed_macs += patches * module.weight.numel()

@@ -38,7 +38,8 @@ class ModelShape:
 
     @property
     def signature(self) -> str:
-        """Names the shapes that latency depends on; tables are found by it, whatever task the model is for."""
+        """Names the shapes that latency depends on; tables are found by it, whatever task the model is for. A head is a
+        negligible part of a network, also where it reads every position: 9 tags on BERT-base are 0.008% of its MACs."""
         return f"{self.family}-h{self.hidden}-d{self.head_size}-{self.layers}x{self.heads}x{self.ffn}-t{self.tokens}"
 
     def full(self) -> Architecture:
