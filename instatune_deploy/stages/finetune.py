@@ -109,12 +109,7 @@ def _sorted(
 
 def _batches(split: Split, rows: int, size: int, processor: Processor) -> list[dict[str, Tensor]]:
     """The first `rows` rows as labelled batches of torch tensors."""
-    first = split.rows.select(range(rows))
-    return [
-        {name: torch.from_numpy(array) for name, array in inputs.items()}
-        | {"labels": torch.from_numpy(split.labels[numbers])}
-        for numbers, inputs in processor.batches(first, size)
-    ]
+    return list(processor.labelled_batches(split.rows.select(range(rows)), size))
 
 
 def _trainer_arguments(
