@@ -10,7 +10,11 @@ import numpy as np
 import onnxruntime
 import openvino
 import pytest
+import torch
 
+from instatune_deploy.device.lowering.onnx import export_onnx
+from instatune_deploy.device.lowering.openvino import to_openvino
+from instatune_deploy.device.lowering.torch import export_torch
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.device.runtimes.openvino import FixedShapeSession
 from instatune_deploy.errors import ArtifactError, MeasurementError, TargetError, UnknownNameError
@@ -183,6 +187,24 @@ def test_openvino_reads_onnx_too(tiny_bert: Any) -> None:
     sessions = [get_runtime("openvino").load(p, Deployment("openvino")) for p in (tiny_bert.onnx, tiny_bert.xml)]
     first, second = (session.run(arrays(tiny_bert))[0] for session in sessions)
     np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_sessions_give_every_output_in_the_order_of_the_file(tmp_path: Path) -> None:
+    class Two(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x.sum(dim=-1), 2 * x
+
+    example, inputs = {"x": torch.zeros(2, 3)}, {"x": np.ones((4, 3), np.float32)}
+    export_onnx(Two(), example, tmp_path / "model.onnx", outputs=("first", "second"))
+    to_openvino(tmp_path / "model.onnx", tmp_path / "openvino_model.xml")
+    export_torch(Two(), example, tmp_path / "model_fp32.pt2", precision="fp32")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["first", "second"]
+    for name in (*RUNTIMES, "torch"):
+        runtime = get_runtime(name)
+        first, second = runtime.load(tmp_path / runtime.model_file(Deployment(name)), Deployment(name)).run(inputs)
+        assert first.tolist() == [3.0] * 4
+        assert second.tolist() == [[2.0] * 3] * 4
 
 
 def test_unknown_runtime_names_the_nearest() -> None:

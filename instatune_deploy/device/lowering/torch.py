@@ -113,7 +113,9 @@ def _plain_outputs(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Modul
         def forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
             rounded = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
             found = self.network(**rounded)
-            outputs = (found,) if isinstance(found, torch.Tensor) else found.to_tuple()
+            if isinstance(found, torch.Tensor):
+                found = (found,)
+            outputs = found if isinstance(found, tuple) else found.to_tuple()
             return tuple(output.float() for output in outputs)
 
     return PlainOutputs()
