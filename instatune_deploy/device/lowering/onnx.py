@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ def export_onnx(model: torch.nn.Module, example: dict[str, torch.Tensor], path: 
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with quiet(), no_collection(), torch.no_grad():
+        with quiet(), no_collection(), plain_functions(model), torch.no_grad():
             traced = torch.export.export(model, (), kwargs=example, dynamic_shapes=axes, strict=False)
             program = torch.onnx.export(
                 traced,
@@ -55,6 +56,8 @@ def export_onnx(model: torch.nn.Module, example: dict[str, torch.Tensor], path: 
                 output_names=["logits"],
                 verbose=False,
             )
+            if program is not None:
+                _fold_products_of_weights(program.model)
     except Exception as error:  # the exporters raise a dozen types, most of them private
         first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise ArtifactError(f"cannot export {type(model).__name__} to ONNX: {first}") from error
@@ -64,6 +67,23 @@ def export_onnx(model: torch.nn.Module, example: dict[str, torch.Tensor], path: 
     if program is None:
         raise ArtifactError(f"cannot export {type(model).__name__} to ONNX: the exporter made no program")
     write_onnx(program.model, path)
+
+
+def _fold_products_of_weights(model: Any) -> None:
+    """Replace what an `onnx_ir.Model` computes from weights alone, if matrix products are among it, by its value.
+
+    DeBERTa projects its relative positions. Runtimes would compute that once, when they load the network, but quantisers
+    would make int8 products of it, that stay. The exporter leaves it if the weights are large.
+    """
+    from onnxscript import optimizer
+
+    from_inputs = set(model.graph.inputs)
+    for node in model.graph:  # operands come first
+        if not from_inputs.isdisjoint(node.inputs):
+            from_inputs.update(node.outputs)
+        elif node.op_type in ("MatMul", "Gemm"):
+            optimizer.optimize_ir(model, input_size_limit=_PROTOBUF_LIMIT_BYTES, output_size_limit=_PROTOBUF_LIMIT_BYTES)
+            return
 
 
 def dynamic_axes(value: torch.Tensor) -> dict[int, Any]:
@@ -86,6 +106,28 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def plain_functions(model: torch.nn.Module) -> Iterator[None]:
+    """Put the Python functions they were made of in the place of those that torch.jit.script compiled, in the source
+    files of `model`'s modules, such as DeBERTa's: tracing cannot look into compiled ones and fixes axes that they read."""
+    import torch
+
+    sources = {type(module).__module__ for module in model.modules()} & sys.modules.keys()
+    compiled = [
+        (vars(sys.modules[source]), name, function, plain)
+        for source in sources
+        for name, function in vars(sys.modules[source]).items()
+        if isinstance(function, torch.jit.ScriptFunction) and (plain := getattr(function, "_torchdynamo_inline", None))
+    ]
+    try:
+        for names, name, _, plain in compiled:
+            names[name] = plain
+        yield
+    finally:
+        for names, name, function, _ in compiled:
+            names[name] = function
 
 
 @contextlib.contextmanager

@@ -161,10 +161,12 @@ class Template:
         if any(a.dtype != arrays[0].dtype or a.ndim != arrays[0].ndim for a in arrays):
             raise NotUnderstoodError("layers have constants of different types")
         shape = [self._number(sizes, choice) for sizes in zip(*(a.shape for a in arrays), strict=True)]
-        is_parameter = arrays[0].dtype.kind == "i" and arrays[0].itemsize >= 4 and arrays[0].size <= _PARAMETERS
-        if is_parameter:
+        is_integer = arrays[0].dtype.kind == "i" and arrays[0].itemsize >= 4
+        if is_integer and arrays[0].size <= _PARAMETERS:
             numbers = [self._number(n, choice) for n in zip(*(a.ravel().tolist() for a in arrays), strict=True)]
             return Constant(np.array(numbers, arrays[0].dtype).reshape(shape), seen[0].form)
+        if is_integer and all(np.array_equal(a, arrays[0]) for a in arrays):
+            return seen[0]  # an index, such as that of relative positions: layers of other choices have the same
         repeats, layer = divmod(position, len(arrays))
         # Values do not matter but for being different and of the right magnitude.
         values = np.resize(np.roll(arrays[layer], repeats) if repeats else arrays[layer], shape)

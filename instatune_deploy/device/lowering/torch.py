@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instatune_deploy.device.lowering.onnx import dynamic_axes, no_collection, quiet
+from instatune_deploy.device.lowering.onnx import dynamic_axes, no_collection, plain_functions, quiet
 from instatune_deploy.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def export_torch(model: torch.nn.Module, example: dict[str, torch.Tensor], path:
     draft = path.with_name(f".{path.stem}.partial.pt2")
     about = {"inputs": list(example), "precision": precision}
     try:
-        with quiet(), no_collection(), torch.no_grad():
+        with quiet(), no_collection(), plain_functions(network), torch.no_grad():
             program = torch.export.export(network, (example,), dynamic_shapes=(axes,), strict=False)
             program.example_inputs = None
             torch.export.save(program, draft, extra_files={_ABOUT: json.dumps(about)})

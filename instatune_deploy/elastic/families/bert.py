@@ -12,5 +12,7 @@ AXIS_MAP = AxisMap(
     ffn=(*rows("intermediate.dense"), *columns("output.dense")),
     head_counts=("attention.self.num_attention_heads",),
     head_widths=("attention.self.all_head_size",),
+    attention="attention",
     inputs="text",
+    token_types=True,
 )

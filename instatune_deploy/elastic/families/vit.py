@@ -12,5 +12,7 @@ AXIS_MAP = AxisMap(
     ffn=(*rows("intermediate.dense"), *columns("output.dense")),
     head_counts=("attention.attention.num_attention_heads",),
     head_widths=("attention.attention.all_head_size",),
+    attention="attention",
     inputs="image",
+    extra_tokens=1,
 )
