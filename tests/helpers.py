@@ -78,7 +78,14 @@ def _classifier(config: PretrainedConfig) -> PreTrainedModel:
 
 def _distilbert(**options: str) -> DistilBertConfig:
     return DistilBertConfig(
-        vocab_size=100, dim=32, n_layers=4, n_heads=4, hidden_dim=48, max_position_embeddings=32, num_labels=3, **options
+        vocab_size=100,
+        dim=32,
+        n_layers=4,
+        n_heads=4,
+        hidden_dim=48,
+        max_position_embeddings=32,
+        num_labels=3,
+        **options,
     )
 
 
@@ -103,18 +110,20 @@ VARIANTS: dict[str, Callable[[], Family]] = {
     "distilbert in eager attention": lambda: _text(_distilbert(attn_implementation="eager")),
     "deberta with projections of positions": lambda: _text(
         DebertaV2Config(
-            **TEXT, relative_attention=True, pos_att_type="c2p|p2c", max_relative_positions=16, type_vocab_size=2,
+            **TEXT,
+            relative_attention=True,
+            pos_att_type="c2p|p2c",
+            max_relative_positions=16,
+            type_vocab_size=2,
             embedding_size=16,
-        ),  # fmt: skip
+        ),
         token_types=True,
     ),
     "deberta without relative positions": lambda: _text(DebertaV2Config(**TEXT)),
     "deit with a distillation head": lambda: _image(DeiTForImageClassificationWithTeacher(DeiTConfig(**IMAGE))),
     "beit with absolute positions": lambda: _image(
         _classifier(
-            BeitConfig(
-                **IMAGE, use_absolute_position_embeddings=True, use_mean_pooling=False, layer_scale_init_value=0
-            )  # fmt: skip
+            BeitConfig(**IMAGE, use_absolute_position_embeddings=True, use_mean_pooling=False, layer_scale_init_value=0)
         )
     ),
 }

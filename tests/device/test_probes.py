@@ -21,7 +21,7 @@ from instatune_deploy.elastic.probing import probing_supernet
 from instatune_deploy.errors import ArtifactError, MeasurementError
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.space import Architecture, SearchSpace
-from tests.helpers import Family, make_family
+from tests.helpers import FAMILIES, Family, make_family
 
 DEPLOYMENTS = [
     Deployment(runtime, precision) for runtime in ("onnxruntime", "openvino") for precision in ("fp32", "int8")
@@ -90,7 +90,7 @@ class Made:
         return self.written.path(architecture, deployment), self.real.path(architecture, deployment)
 
 
-@pytest.fixture(scope="module", params=["bert", "vit"])
+@pytest.fixture(scope="module", params=list(FAMILIES))
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(make_family(request.param), tmp_path_factory.mktemp(request.param))
 

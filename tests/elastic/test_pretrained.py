@@ -94,7 +94,9 @@ def test_a_body_that_was_saved_alone_is_loaded_whole(name: str, tmp_path: Path) 
     axes = axis_map(name)
     lost = f"{axes.layers}.3.{axes.ffn[0].parameter}"
     drop(tmp_path, lost)
-    with pytest.raises(CheckpointError, match=rf"tensor {model.base_model_prefix}\.{lost} is missing, expected.*\(48, 32\)"):
+    with pytest.raises(
+        CheckpointError, match=rf"tensor {model.base_model_prefix}\.{lost} is missing, expected.*\(48, 32\)"
+    ):
         load(name, tmp_path)
 
 
@@ -126,7 +128,9 @@ def test_half_a_head_is_refused_unless_it_is_to_be_new(name: str, lost: str, tmp
 def test_a_head_without_loss_is_refused_unless_it_is_to_be_new(tmp_path: Path) -> None:
     original = make_family("deit with a distillation head").model
     original.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"DeiTForImageClassificationWithTeacher, gives no loss.*reset_head: true"):
+    with pytest.raises(
+        CheckpointError, match=r"DeiTForImageClassificationWithTeacher, gives no loss.*reset_head: true"
+    ):
         load("deit", tmp_path)
     found = load("deit", tmp_path, reset_head=True)
     assert type(found) is DeiTForImageClassification

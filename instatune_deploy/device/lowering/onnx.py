@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from instatune_deploy.device.lowering.fold import fold_products_of_weights
 from instatune_deploy.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def export_onnx(model: torch.nn.Module, example: dict[str, torch.Tensor], path: 
                 verbose=False,
             )
             if program is not None:
-                _fold_products_of_weights(program.model)
+                fold_products_of_weights(program.model)
     except Exception as error:  # the exporters raise a dozen types, most of them private
         first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise ArtifactError(f"cannot export {type(model).__name__} to ONNX: {first}") from error
@@ -67,23 +68,6 @@ def export_onnx(model: torch.nn.Module, example: dict[str, torch.Tensor], path: 
     if program is None:
         raise ArtifactError(f"cannot export {type(model).__name__} to ONNX: the exporter made no program")
     write_onnx(program.model, path)
-
-
-def _fold_products_of_weights(model: Any) -> None:
-    """Replace what an `onnx_ir.Model` computes from weights alone, if matrix products are among it, by its value.
-
-    DeBERTa projects its relative positions. Runtimes would compute that once, when they load the network, but quantisers
-    would make int8 products of it, that stay. The exporter leaves it if the weights are large.
-    """
-    from onnxscript import optimizer
-
-    from_inputs = set(model.graph.inputs)
-    for node in model.graph:  # operands come first
-        if not from_inputs.isdisjoint(node.inputs):
-            from_inputs.update(node.outputs)
-        elif node.op_type in ("MatMul", "Gemm"):
-            optimizer.optimize_ir(model, input_size_limit=_PROTOBUF_LIMIT_BYTES, output_size_limit=_PROTOBUF_LIMIT_BYTES)
-            return
 
 
 def dynamic_axes(value: torch.Tensor) -> dict[int, Any]:
