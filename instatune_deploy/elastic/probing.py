@@ -50,4 +50,5 @@ def longest_text(config: PretrainedConfig) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return None
-    return int(positions) - (config.pad_token_id + 1 if axis_map(config.model_type).positions_after_padding else 0)
+    skipped = int(config.pad_token_id or 0) + 1 if axis_map(config.model_type).positions_after_padding else 0
+    return int(positions) - skipped

@@ -25,8 +25,10 @@ def fold_products_of_weights(model: Any) -> None:
     inner = set(constant)
     wanted = [out for node in constant for out in node.outputs if any(use.node not in inner for use in out.uses())]
     for old, array in zip(wanted, _evaluate(constant, [out.name for out in wanted], model), strict=True):
-        new = onnx_ir.Value(name=f"{old.name}_folded", const_value=onnx_ir.tensor(array))
-        new.type, new.shape = onnx_ir.TensorType(new.const_value.dtype), new.const_value.shape
+        tensor = onnx_ir.Tensor(array)
+        new = onnx_ir.Value(
+            name=f"{old.name}_folded", const_value=tensor, type=onnx_ir.TensorType(tensor.dtype), shape=tensor.shape
+        )
         model.graph.register_initializer(new)
         onnx_ir.convenience.replace_all_uses_with(old, new)
     RemoveUnusedNodesPass()(model)

@@ -12,6 +12,7 @@ Equal operations on equal inputs are made once, as the exporter does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
@@ -22,6 +23,7 @@ from instatune_deploy.values.space import LayerChoice
 
 # Integers up to so many are a shape or another parameter of an operation; more of them are data.
 _PARAMETERS = 16
+_DIGITS = re.compile(r"\d+")
 
 
 class NotUnderstoodError(Exception):
@@ -187,8 +189,20 @@ class Template:
             if len(numbers) == len(axis):
                 sizes.append(self._number(numbers, choice))
             else:
-                sizes.append(axis[0] if len(set(axis)) == 1 else None)
+                sizes.append(self._symbol(axis, choice))
         return tuple(sizes)
+
+    def _symbol(self, seen: tuple[int | str | None, ...], choice: LayerChoice) -> str | None:
+        """What a dynamic size such as ``12*batch`` is in a layer of `choice`; None if that is not sure."""
+        if len(set(seen)) == 1 and not isinstance(seen[0], int):
+            return seen[0]
+        texts = [text for text in seen if isinstance(text, str)]
+        if len(texts) < len(seen) or len({_DIGITS.sub("", text) for text in texts}) > 1:
+            return None
+        numbers = iter(
+            [self._number(n, choice) for n in zip(*(map(int, _DIGITS.findall(t)) for t in texts), strict=True)]
+        )
+        return _DIGITS.sub(lambda _: str(next(numbers)), texts[0])
 
     def _number(self, seen: tuple[int, ...], choice: LayerChoice) -> int:
         """What a number that was `seen` in the template's layers is in a layer of `choice`."""
