@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 
-def fold_products_of_weights(model: Any) -> None:
-    """Replace what an `onnx_ir.Model` computes from weights alone by its values, if matrix products are among it.
+def fold_weights(model: Any) -> None:
+    """Replace what an `onnx_ir.Model` computes from weights alone by its values.
 
-    DeBERTa projects its relative positions. Runtimes would compute that once, when they load the network, but quantisers
-    would make int8 products of it, that stay. The exporter leaves it.
+    DeBERTa projects its relative positions and BEiT looks up biases by them. Not all runtimes would compute that once, when
+    they load the network, and quantisers would make int8 products of it. The exporter folds only what is small, so that
+    layers with more heads would have other operations.
     """
     import onnx_ir
     from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -20,7 +21,7 @@ def fold_products_of_weights(model: Any) -> None:
             constant.append(node)
         else:
             from_inputs.update(node.outputs)
-    if all(node.op_type not in ("MatMul", "Gemm") for node in constant):
+    if not constant:
         return
     inner = set(constant)
     wanted = [out for node in constant for out in node.outputs if any(use.node not in inner for use in out.uses())]

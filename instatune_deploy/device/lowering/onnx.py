@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from instatune_deploy.device.lowering.fold import fold_products_of_weights
+from instatune_deploy.device.lowering.fold import fold_weights
 from instatune_deploy.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def export_onnx(model: torch.nn.Module, example: dict[str, torch.Tensor], path: 
                 verbose=False,
             )
             if program is not None:
-                fold_products_of_weights(program.model)
+                fold_weights(program.model)
     except Exception as error:  # the exporters raise a dozen types, most of them private
         first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise ArtifactError(f"cannot export {type(model).__name__} to ONNX: {first}") from error
