@@ -17,7 +17,7 @@ from instatune_deploy.device.fingerprint import detect, runtime_versions
 from instatune_deploy.device.runtimes.base import check_deployment, get_runtime
 from instatune_deploy.elastic.families import axis_map
 from instatune_deploy.elastic.pretrained import load_config
-from instatune_deploy.elastic.probing import synthetic_inputs
+from instatune_deploy.elastic.probing import longest_text, synthetic_inputs
 from instatune_deploy.errors import TargetError, UnknownNameError, UsageError
 from instatune_deploy.stages.bench import PROCESSES, Bench, Latency, bench
 from instatune_deploy.stages.export import Artifact, open_artifact
@@ -235,7 +235,7 @@ def _inputs(
     tokens = sequence_length or (int(made_for[1]) if made_for else None)
     if tokens is None:
         raise UsageError(f"{artifact.directory} does not say its sequence length: give --sequence-length")
-    most = getattr(config, "max_position_embeddings", None)
+    most = longest_text(config)
     if most is not None and tokens > most:
         raise UsageError(f"{artifact.directory} reads at most {most} tokens, not {tokens}")
     return tokens, synthetic_inputs(config, tokens, batch, seed=seed)

@@ -76,6 +76,7 @@ class Job:
         self.load_model()
         for split in (self.data.train, self.data.search, self.report_split):
             self.report(f"{split.name} split: {len(split)} samples")
+        self.processor.head.check_metric(self.recipe.metric, self.data.classes)
         return targets
 
     def plan(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +14,19 @@ import torch
 import yaml
 from datasets import Dataset
 from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BeitConfig,
     BertConfig,
     BertForSequenceClassification,
     BertTokenizerFast,
+    DebertaV2Config,
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    DistilBertConfig,
+    PretrainedConfig,
     PreTrainedModel,
+    RobertaConfig,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -35,24 +45,48 @@ class Family:
     space: SearchSpace
 
 
-def _bert() -> Family:
-    config = BertConfig(
-        vocab_size=100, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48,
-        max_position_embeddings=32, num_labels=3,
-    )  # fmt: skip
+#: Sizes of every family's tiny model, by the names that most configs give them.
+SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48, "num_labels": 3}
+IMAGE = {**SIZES, "image_size": 16, "patch_size": 4}
+TEXT = {**SIZES, "vocab_size": 100, "max_position_embeddings": 32}
+#: As DeBERTa-v3 has it, with so few buckets that texts of 10 tokens reach those that hold several positions.
+RELATIVE = {
+    "relative_attention": True, "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "norm_rel_ebd": "layer_norm",
+    "position_buckets": 8, "position_biased_input": False, "type_vocab_size": 0,
+}  # fmt: skip
+
+
+def _text(config: PretrainedConfig, *, token_types: bool = False) -> Family:
+    """A classifier of texts, one of which is padded."""
     ids = torch.randint(5, 100, (3, 10))
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0
-    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-    return Family(BertForSequenceClassification(config), inputs, _space())
+    inputs = {"input_ids": ids.masked_fill(mask == 0, config.pad_token_id), "attention_mask": mask}
+    if token_types:
+        inputs["token_type_ids"] = torch.zeros_like(ids)
+    return Family(AutoModelForSequenceClassification.from_config(config), inputs, _space())
 
 
-def _vit() -> Family:
-    config = ViTConfig(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48, image_size=16, patch_size=4,
+def _image(model: PreTrainedModel) -> Family:
+    return Family(model, {"pixel_values": torch.randn(3, 3, 16, 16)}, _space())
+
+
+def _classifier(config: PretrainedConfig) -> PreTrainedModel:
+    config.architectures = []  # transformers looks for a family's head in it
+    return AutoModelForImageClassification.from_config(config)
+
+
+def _distilbert(**options: str) -> DistilBertConfig:
+    return DistilBertConfig(
+        vocab_size=100,
+        dim=32,
+        n_layers=4,
+        n_heads=4,
+        hidden_dim=48,
+        max_position_embeddings=32,
         num_labels=3,
-    )  # fmt: skip
-    return Family(ViTForImageClassification(config), {"pixel_values": torch.randn(3, 3, 16, 16)}, _space())
+        **options,
+    )
 
 
 def _space() -> SearchSpace:
@@ -61,12 +95,44 @@ def _space() -> SearchSpace:
 
 
 #: One row a family; the laws run over all of them.
-FAMILIES = {"bert": _bert, "vit": _vit}
+FAMILIES: dict[str, Callable[[], Family]] = {
+    "bert": lambda: _text(BertConfig(**TEXT), token_types=True),
+    "vit": lambda: _image(_classifier(ViTConfig(**IMAGE))),
+    "roberta": lambda: _text(RobertaConfig(**TEXT)),
+    "distilbert": lambda: _text(_distilbert()),
+    "deberta-v2": lambda: _text(DebertaV2Config(**TEXT, **RELATIVE), token_types=True),
+    "deit": lambda: _image(_classifier(DeiTConfig(**IMAGE))),
+    "beit": lambda: _image(_classifier(BeitConfig(**IMAGE, use_relative_position_bias=True, layer_scale_init_value=1))),
+}
+#: Models whose configs leave out or add what the families' rows do not.
+VARIANTS: dict[str, Callable[[], Family]] = {
+    "vit without biases": lambda: _image(_classifier(ViTConfig(**IMAGE, qkv_bias=False))),
+    "distilbert in eager attention": lambda: _text(_distilbert(attn_implementation="eager")),
+    "deberta with projections of positions": lambda: _text(
+        DebertaV2Config(
+            **TEXT,
+            relative_attention=True,
+            pos_att_type="c2p|p2c",
+            max_relative_positions=16,
+            type_vocab_size=2,
+            embedding_size=16,
+        ),
+        token_types=True,
+    ),
+    "deberta without relative positions": lambda: _text(DebertaV2Config(**TEXT)),
+    "deit with a distillation head": lambda: _image(DeiTForImageClassificationWithTeacher(DeiTConfig(**IMAGE))),
+    "beit with absolute positions": lambda: _image(
+        _classifier(
+            BeitConfig(**IMAGE, use_absolute_position_embeddings=True, use_mean_pooling=False, layer_scale_init_value=0)
+        )
+    ),
+}
 
 
 def make_family(name: str) -> Family:
+    """The tiny model of a family, or of one of its variants."""
     torch.manual_seed(0)
-    family = FAMILIES[name]()
+    family = {**FAMILIES, **VARIANTS}[name]()
     # Freshly initialised biases and layer norms are zeros and ones, which would hide a slice that is missing.
     with torch.no_grad():
         for parameter in family.model.parameters():

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer, DataCollatorWithPadding, default_data_collator
+from transformers import AutoImageProcessor, AutoTokenizer
 
+from instatune_deploy.data.heads import get_head
 from instatune_deploy.errors import CheckpointError
 from instatune_deploy.values.recipe import Task
 
@@ -19,27 +20,52 @@ class Processor:
 
     Args:
         name: directory or hub name of the model.
-        task: decides which of the two it is.
+        task: decides which of the two it is, and what is asked of it.
         sequence_length: texts are cut to so many tokens.
 
     Raises:
-        CheckpointError: the model comes without one.
+        CheckpointError: the model comes without one, or with one that the task cannot do with.
     """
 
     def __init__(self, name: str, task: Task, sequence_length: int) -> None:
-        self.task, self.sequence_length = task, sequence_length
-        kind = AutoTokenizer if task == "text-classification" else AutoImageProcessor
-        options = {} if task == "text-classification" else {"use_fast": False}  # fast ones need torchvision
-        try:
-            self.inner = kind.from_pretrained(name, **options)
-        except (OSError, ValueError, ImportError) as error:
-            what = "tokenizer" if task == "text-classification" else "image processor"
-            raise CheckpointError(f"{name}: no {what} can be loaded: {' '.join(str(error).split())[:300]}") from None
+        self.task, self.sequence_length, self.head = task, sequence_length, get_head(task)
+        self.inner: Any = _load(name, self.head.reads)
+        if self.head.traces is None:
+            return
+        if not self.inner.is_fast:
+            raise CheckpointError(f"{name}: {task} needs a fast tokenizer, and the model comes with none")
+        if self.head.traces == "words":
+            try:
+                self.inner([["a"]], is_split_into_words=True)
+            except AssertionError:  # a tokenizer that reads spaces must be told to put one before each word
+                self.inner = _load(name, self.head.reads, add_prefix_space=True)
 
-    def encode_texts(self, texts: list[str]) -> dict[str, list[list[int]]]:
-        """Token ids and masks, cut to the sequence length and not padded."""
-        encoded: dict[str, list[list[int]]] = dict(self.inner(texts, truncation=True, max_length=self.sequence_length))
-        return encoded
+    def encode_texts(self, texts: list[str], pairs: list[str] | None = None) -> dict[str, list[list[int]]]:
+        """Token ids and masks of texts, or of pairs of texts, cut to the sequence length and not padded; of a pair the
+        longer text is cut first."""
+        encoded = self.inner(texts, pairs, truncation="longest_first", max_length=self.sequence_length)
+        return dict(encoded)
+
+    def encode_words(self, texts: list[list[str]]) -> Any:
+        """Token ids and masks of texts given as words, cut to the sequence length and not padded, as a `BatchEncoding`."""
+        return self.inner(texts, is_split_into_words=True, truncation=True, max_length=self.sequence_length)
+
+    def encode_questions(self, questions: list[str], contexts: list[str], stride: int) -> Any:
+        """Token ids and masks of questions with their contexts, as a `BatchEncoding`.
+
+        A context that is too long comes in windows, each an encoding with the question before it; two neighbours share
+        `stride` tokens. ``overflow_to_sample_mapping`` says whose windows they are, ``offset_mapping`` at which characters
+        each token begins and ends.
+        """
+        return self.inner(
+            questions, contexts, truncation="only_second", max_length=self.sequence_length, stride=stride,
+            return_overflowing_tokens=True, return_offsets_mapping=True,
+        )  # fmt: skip
+
+    def room_beside(self, texts: list[str]) -> list[int]:
+        """How many tokens of a second text there is room for beside each text."""
+        room = self.sequence_length - self.inner.num_special_tokens_to_add(pair=True)
+        return [room - len(ids) for ids in self.inner(texts, add_special_tokens=False, verbose=False)["input_ids"]]
 
     def encode_images(self, images: list[Image.Image]) -> dict[str, np.ndarray]:
         """`pixel_values` of shape (images, channels, height, width)."""
@@ -47,28 +73,56 @@ class Processor:
 
     @property
     def collator(self) -> Any:
-        """Makes a batch of torch tensors of rows; texts are padded to the longest of the batch."""
-        return DataCollatorWithPadding(self.inner) if self.task == "text-classification" else default_data_collator
+        """Makes a batch of torch tensors of encoded rows, labels included; texts are padded to the longest of the batch."""
+        return self.head.collator(self.inner)
 
     def batches(self, rows: Any, size: int) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """All rows once, as (row numbers, inputs by name without labels).
 
         Texts come sorted by length, the longest first, so that a batch holds little padding.
         """
-        order: Sequence[int] = range(len(rows))
-        if self.task == "text-classification":
-            lengths = [len(ids) for ids in rows["input_ids"]]
-            order = sorted(order, key=lambda i: -lengths[i])
-        for start in range(0, len(rows), size):
-            numbers = list(order[start : start + size])
+        for numbers in self._row_numbers(rows, size):
             columns = rows[numbers]
-            if self.task == "text-classification":
-                inputs = {k: v for k, v in columns.items() if k != "labels"}
+            if self.head.reads == "text":
+                inputs = {name: values for name, values in columns.items() if name not in self.head.label_columns}
                 arrays = self.inner.pad(inputs, return_tensors="np")
             else:
                 arrays = {"pixel_values": np.stack(columns["pixel_values"])}
             yield np.asarray(numbers), {name: np.asarray(array) for name, array in arrays.items()}
 
+    def labelled_batches(self, rows: Any, size: int) -> Iterator[dict[str, Any]]:
+        """All rows once, in batches of torch tensors by name, labels included, as training has them; in the order of
+        `batches`."""
+        collate = self.collator
+        for numbers in self._row_numbers(rows, size):
+            yield dict(collate([rows[number] for number in numbers]))
+
+    def _row_numbers(self, rows: Any, size: int) -> Iterator[list[int]]:
+        """The numbers of the rows of each batch."""
+        order: Sequence[int] = range(len(rows))
+        if self.head.reads == "text":
+            lengths = [len(ids) for ids in rows["input_ids"]]
+            order = sorted(order, key=lambda i: -lengths[i])
+        for start in range(0, len(rows), size):
+            yield list(order[start : start + size])
+
     def save(self, directory: Path) -> None:
         """Write its files to a model's directory."""
         self.inner.save_pretrained(directory)
+
+
+def _load(name: str, reads: str, *, add_prefix_space: bool | None = None) -> Any:
+    """The tokenizer or image processor of a model.
+
+    Raises:
+        CheckpointError: it comes without one.
+    """
+    kind: Any = AutoTokenizer if reads == "text" else AutoImageProcessor
+    options: dict[str, bool] = {} if reads == "text" else {"use_fast": False}  # fast ones need torchvision
+    if add_prefix_space is not None:
+        options["add_prefix_space"] = add_prefix_space
+    try:
+        return kind.from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError) as error:
+        what = "tokenizer" if reads == "text" else "image processor"
+        raise CheckpointError(f"{name}: no {what} can be loaded: {' '.join(str(error).split())[:300]}") from None

@@ -8,25 +8,53 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Axis:
-    """Axis `dim` of `parameter` (its dotted name below one layer), such as ``Axis("output.dense.weight", 1)``."""
+    """Axis `dim` of `parameter` (its dotted name below one layer), such as ``Axis("output.dense.weight", 1)``.
+
+    Along an axis of heads stand `head_size` entries for each head, or only one with `one_per_head`.
+    """
 
     parameter: str
     dim: int
+    one_per_head: bool = False
+
+
+@dataclass(frozen=True)
+class PositionTable:
+    """A table of relative positions, outside the layers, that the heads of every layer compare with what they hold.
+
+    Args:
+        parameter: dotted name below the base model, of shape (rows, hidden size).
+        listed_in: attribute below a layer that lists what is compared.
+        products: those entries of the list for which each token is multiplied with every row.
+    """
+
+    parameter: str
+    listed_in: str
+    products: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class AxisMap:
     """What is elastic in one model family. It is data: forward, extraction and sorting all read it.
 
+    Axes whose parameter a model lacks, by its config, are left out: see `subnetwork.present_axes`.
+
     Args:
         model_type: Hugging Face's name of the family.
         layers: dotted name of the list of layers below the base model.
-        heads: axes that hold one group of `head_size` entries for each attention head.
+        heads: axes that hold one group of entries for each attention head.
         ffn: axes that hold one entry for each neuron of the MLP.
         head_counts: attributes below a layer that hold the number of heads.
         head_widths: attributes below a layer that hold the number of heads times the head size.
-        attention: below a layer, the module whose (first) output is that of the attention block, of the hidden size.
+        attention: module below a layer whose output, or the first of its outputs, is that of the attention block, of
+            shape (samples, tokens, hidden size).
         inputs: what a sample is, tokens of a text or pixels of an image.
+        ffn_size: the config's name of the number of neurons.
+        token_types: whether the family's tokenizers tell the sentences of a pair apart (`token_type_ids`).
+        positions_after_padding: whether positions are counted from the padding token's id plus one.
+        extra_tokens: tokens of an image beside its patches, such as the class token.
+        position_table: relative positions that attention reads, if it does.
+        refused: attributes of a config that must be unset or zero, each with the reason.
     """
 
     model_type: str
@@ -37,6 +65,12 @@ class AxisMap:
     head_widths: tuple[str, ...]
     attention: str
     inputs: Literal["text", "image"]
+    ffn_size: str = "intermediate_size"
+    token_types: bool = False
+    positions_after_padding: bool = False
+    extra_tokens: int = 0
+    position_table: PositionTable | None = None
+    refused: tuple[tuple[str, str], ...] = ()
 
 
 def rows(*modules: str) -> tuple[Axis, ...]:
@@ -47,3 +81,8 @@ def rows(*modules: str) -> tuple[Axis, ...]:
 def columns(module: str) -> tuple[Axis, ...]:
     """The input features of this linear module: columns of the weight."""
     return (Axis(f"{module}.weight", 1),)
+
+
+def one_column_a_head(parameter: str) -> tuple[Axis, ...]:
+    """The columns of a table in which each head has one."""
+    return (Axis(parameter, 1, one_per_head=True),)

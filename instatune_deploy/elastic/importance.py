@@ -48,9 +48,9 @@ def fisher_importance(supernet: Supernet, batches: Iterable[Batch]) -> Importanc
 
 def _importance(supernet: Supernet, batches: Iterable[Batch], measure: Callable[[Tensor], Tensor]) -> Importance:
     """The sum over batches of `measure` of each unit's ``sum of weight * gradient``."""
-    model, config = supernet.model, supernet.model.config
-    heads = [torch.zeros(config.num_attention_heads) for _ in supernet.layers]
-    ffn = [torch.zeros(config.intermediate_size) for _ in supernet.layers]
+    model = supernet.model
+    heads = [torch.zeros(choice.heads) for choice in supernet.full.layers]
+    ffn = [torch.zeros(choice.ffn) for choice in supernet.full.layers]
     was_training = model.training
     model.eval()
     for batch in batches:
@@ -94,7 +94,7 @@ def _permute(parameter: Tensor, dim: int, order: Tensor) -> None:
     parameter.copy_(parameter.index_select(dim, index))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: BEiT keeps an index tensor of its first run, and training needs it later
 def layer_drop_order(
     supernet: Supernet, batches: Sequence[Batch], *, report: Callable[[str], None] = lambda line: None
 ) -> tuple[int, ...]:
@@ -103,7 +103,7 @@ def layer_drop_order(
     Greedy, as many layers as the space's smallest depth drops; the rest follow in the space's own order. The network
     is run at full width.
     """
-    space, config = supernet.space, supernet.model.config
+    space, full = supernet.space, supernet.full.layers[0]
     everything = tuple(range(space.layers))
     dropped: list[int] = []
     was_training = supernet.model.training
@@ -111,15 +111,14 @@ def layer_drop_order(
     try:
         while len(dropped) < space.layers - space.depths[0]:
             depth = space.layers - len(dropped) - 1
-            full_width = Architecture.uniform(depth, config.num_attention_heads, config.intermediate_size)
+            full_width = Architecture.uniform(depth, full.heads, full.ffn)
             losses = {}
             for index in everything:
                 if index in dropped:
                     continue
                 order = (*dropped, index)
                 supernet.space = SearchSpace(
-                    (depth,), ((config.num_attention_heads,),) * space.layers,
-                    ((config.intermediate_size,),) * space.layers, order,
+                    (depth,), ((full.heads,),) * space.layers, ((full.ffn,),) * space.layers, order,
                 )  # fmt: skip
                 losses[index] = sum(float(supernet(batch, [full_width])[0].loss) for batch in batches)
             least = min(losses, key=lambda index: (losses[index], -index))

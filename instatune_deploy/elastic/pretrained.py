@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -10,31 +11,41 @@ from safetensors import safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from instatune_deploy.elastic.families import axis_map
+from instatune_deploy.elastic.families import axis_map, config_axis_map
+from instatune_deploy.elastic.subnetwork import full_architecture
 from instatune_deploy.errors import CheckpointError, FamilyError
 from instatune_deploy.values.recipe import Task
 from instatune_deploy.values.space import FAMILY_PRESETS, SearchSpace, preset
 
 AUTO_CLASSES: dict[Task, Any] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
+    "text-regression": transformers.AutoModelForSequenceClassification,
+    "token-classification": transformers.AutoModelForTokenClassification,
+    "question-answering": transformers.AutoModelForQuestionAnswering,
     "image-classification": transformers.AutoModelForImageClassification,
 }
-#: The task that a family is for, by what it reads.
+#: The loss of heads that can have several: a checkpoint may have been fine-tuned with another one.
+_PROBLEM_TYPES: dict[Task, str] = {
+    "text-classification": "single_label_classification",
+    "text-regression": "regression",
+    "image-classification": "single_label_classification",
+}
+#: The task whose head networks get that are only measured, by what their family reads.
 TASK_OF_INPUTS: dict[str, Task] = {"text": "text-classification", "image": "image-classification"}
 
 
 def load_config(name: str) -> PretrainedConfig:
-    """The config of a model directory or hub name whose family has an axis map.
+    """The config of a model directory or hub name that can be elastic.
 
     Raises:
         CheckpointError: there is no such model.
-        FamilyError: its family has no axis map; names the supported ones.
+        FamilyError: its family has no axis map, or the model has a trait that allows none; says which.
     """
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: no model can be loaded: {' '.join(str(error).split())[:300]}") from None
-    axis_map(config.model_type)
+    config_axis_map(config)
     return config
 
 
@@ -42,21 +53,23 @@ def load_pretrained(name: str, task: Task, classes: tuple[str, ...], *, reset_he
     """The model `name` with a head for `task`. A head that the checkpoint lacks is initialised by `seed`.
 
     Raises:
-        CheckpointError: a tensor of the body is missing or any tensor has another shape; names it.
-        FamilyError: the family has no axis map, or is not for this task.
+        CheckpointError: a tensor of the body is missing, only some of the head are there, or any tensor has another
+            shape; names it. Or the head gives no loss to train with.
+        FamilyError: the model cannot be elastic, or its family is not for this task.
     """
     config = load_config(name)
-    if TASK_OF_INPUTS[axis_map(config.model_type).inputs] != task:
+    if (axis_map(config.model_type).inputs == "image") != (task == "image-classification"):
         raise FamilyError(f"{name}: a {config.model_type} model cannot do {task}")
     transformers.set_seed(seed)
     own_labels = {
         "num_labels": len(classes), "id2label": dict(enumerate(classes)),
-        "label2id": {label: index for index, label in enumerate(classes)},
+        "label2id": {label: index for index, label in enumerate(classes)}, "problem_type": _PROBLEM_TYPES.get(task),
     }  # fmt: skip
-    model = _load(name, task, {} if reset_head else own_labels)
+    model = _load(name, task, {} if reset_head else own_labels, reset_head=reset_head)
     if reset_head:
         for key, value in own_labels.items():
             setattr(config, key, value)
+        config.architectures = []  # the task's usual head, whichever the checkpoint has
         fresh = AUTO_CLASSES[task].from_config(config)
         # Only the body comes from the checkpoint; strict loading makes sure that it is the whole body.
         fresh.base_model.load_state_dict(model.base_model.state_dict())
@@ -64,7 +77,7 @@ def load_pretrained(name: str, task: Task, classes: tuple[str, ...], *, reset_he
     return model
 
 
-def _load(name: str, task: Task, options: dict[str, Any]) -> PreTrainedModel:
+def _load(name: str, task: Task, options: dict[str, Any], *, reset_head: bool) -> PreTrainedModel:
     try:
         model, info = AUTO_CLASSES[task].from_pretrained(name, output_loading_info=True, **options)
     except RuntimeError as error:
@@ -72,13 +85,29 @@ def _load(name: str, task: Task, options: dict[str, Any]) -> PreTrainedModel:
         raise CheckpointError(f"{name}: {misfit}") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: {' '.join(str(error).split())[:300]}") from None
-    prefix = f"{model.base_model_prefix}."
-    lost = sorted(key for key in info["missing_keys"] if key.startswith(prefix) and ".pooler." not in key)
-    if lost:
-        shape = tuple(model.state_dict()[lost[0]].shape)
-        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
-        raise CheckpointError(f"{name}: tensor {lost[0]} is missing, expected shape {shape}{more}")
+    _check_missing(name, model, set(info["missing_keys"]), reset_head=reset_head)
+    if not reset_head and not {"labels", "start_positions"} & inspect.signature(model.forward).parameters.keys():
+        raise CheckpointError(
+            f"{name}: its head, {type(model).__name__}, gives no loss to train with; for a new head set reset_head: true"
+        )
     return model
+
+
+def _check_missing(name: str, model: PreTrainedModel, missing: set[str], *, reset_head: bool) -> None:
+    """Check that only a whole head is missing, and a pooler with it: that is trained for a head.
+
+    Raises:
+        CheckpointError: something else is missing; names it.
+    """
+    state, prefix = model.state_dict(), f"{model.base_model_prefix}."
+    head = {key for key in state if not key.startswith(prefix)}
+    new_head = reset_head or head <= missing
+    lost = sorted(key for key in missing if not (new_head and (key in head or ".pooler." in key)))
+    if lost:
+        shape = tuple(state[lost[0]].shape)
+        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        hint = "; for a new head set reset_head: true" if lost[0] in head or ".pooler." in lost[0] else ""
+        raise CheckpointError(f"{name}: tensor {lost[0]} is missing, expected shape {shape}{more}{hint}")
 
 
 def _first_misfit(name: str, task: Task, options: dict[str, Any]) -> str | None:
@@ -107,8 +136,8 @@ def space_for(config: PretrainedConfig, wanted: str | dict[str, list[int]]) -> S
         UnknownNameError: there is no such preset.
         SpaceError: the choices are wider than the model, or contradict each other.
     """
-    layers = int(config.num_hidden_layers)
+    full = full_architecture(config)
     if not isinstance(wanted, str):
-        return SearchSpace.homogeneous(layers, wanted["depths"], wanted["heads"], wanted["ffn"])
+        return SearchSpace.homogeneous(full.depth, wanted["depths"], wanted["heads"], wanted["ffn"])
     found = preset(FAMILY_PRESETS[config.model_type] if wanted == "paper" else wanted)
-    return found.scaled(layers, int(config.num_attention_heads), int(config.intermediate_size))
+    return found.scaled(full.depth, *full.layers[0])

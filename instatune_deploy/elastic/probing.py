@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -13,6 +15,8 @@ from instatune_deploy.values.space import SearchSpace
 
 def random_model(config: PretrainedConfig) -> PreTrainedModel:
     """A model of `config` with random weights and the head that its family's inputs suggest."""
+    config = copy.deepcopy(config)
+    config.architectures = config.architectures or []  # transformers looks for a family's head in it
     return AUTO_CLASSES[TASK_OF_INPUTS[axis_map(config.model_type).inputs]].from_config(config).eval()
 
 
@@ -31,10 +35,20 @@ def synthetic_inputs(config: PretrainedConfig, tokens: int, batch: int, *, seed:
         batch: samples.
     """
     rng = np.random.default_rng(seed)
-    if axis_map(config.model_type).inputs == "image":
+    axes = axis_map(config.model_type)
+    if axes.inputs == "image":
         size = (batch, config.num_channels, config.image_size, config.image_size)
         return {"pixel_values": rng.standard_normal(size, dtype=np.float32)}
     # Vocabularies start with special tokens and single characters.
     ids = rng.integers(min(1000, config.vocab_size // 2), config.vocab_size, (batch, tokens))
-    masks = {"attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    return {"input_ids": ids, **masks}
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    return {**inputs, "token_type_ids": np.zeros_like(ids)} if axes.token_types else inputs
+
+
+def longest_text(config: PretrainedConfig) -> int | None:
+    """How many tokens a text may have; None if the config sets no limit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return None
+    skipped = int(config.pad_token_id or 0) + 1 if axis_map(config.model_type).positions_after_padding else 0
+    return int(positions) - skipped

@@ -16,15 +16,16 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from instatune_deploy.elastic.families import axis_map
 from instatune_deploy.elastic.subnetwork import (
     build_subnetwork,
     check_space,
     elastic_sizes,
+    full_architecture,
     head_size,
     layer_list,
     load_state,
     model_shape,
+    present_axes,
     set_head_counts,
 )
 from instatune_deploy.errors import CheckpointError
@@ -39,23 +40,19 @@ class Supernet(nn.Module):
     views into the model's own: nothing is copied, no layer is added, gradients land in the shared weights.
 
     Raises:
-        FamilyError: the model's family has no axis map.
+        FamilyError: the model's family has no axis map, or the model has a trait that allows none; says which.
         SpaceError: `space` is wider or deeper than the model.
     """
 
     def __init__(self, model: PreTrainedModel, space: SearchSpace) -> None:
         super().__init__()
-        self.map = axis_map(model.config.model_type)
+        self.map = present_axes(model)
         check_space(space, model.config)
         self.model = model
         self.space = space
         self.head_size = head_size(model.config)
         #: The whole model, as an architecture; it is trained at every step even where the space leaves it out.
-        self.full = Architecture.uniform(
-            int(model.config.num_hidden_layers),
-            int(model.config.num_attention_heads),
-            int(model.config.intermediate_size),
-        )
+        self.full = full_architecture(model.config)
         #: Whether layers are computed again in the backward pass.
         self.recompute = False
         self.layers = tuple(layer_list(model, self.map))  # the full network's, also while fewer of them run
@@ -107,9 +104,7 @@ class Supernet(nn.Module):
         """The elastic parameters of one layer as views, by their names below it."""
         views = {}
         for axis, size in elastic_sizes(self.map, choice, self.head_size):
-            parameter = attrgetter(axis.parameter)(self.layers[index])
-            if parameter is not None:  # query, key and value may have no bias
-                views[axis.parameter] = parameter.narrow(axis.dim, 0, size)
+            views[axis.parameter] = attrgetter(axis.parameter)(self.layers[index]).narrow(axis.dim, 0, size)
         return views
 
     def extract(self, architecture: Architecture) -> PreTrainedModel:

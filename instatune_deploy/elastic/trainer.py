@@ -25,9 +25,6 @@ from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import TrainingError
 from instatune_deploy.values.space import Architecture
 
-#: What a batch holds for the loss alone.
-_ANSWERS = ("labels", "start_positions", "end_positions")
-
 
 class BucketTrainer(Trainer):
     """`transformers.Trainer` with batches of like length, in an order that resumed runs and any number of processes
@@ -111,7 +108,7 @@ class DistillingTrainer(BucketTrainer):
         teacher = None
         if self.teacher is not None and self.loss.gamma_at(self.epoch):
             with torch.no_grad():
-                questions = {name: value for name, value in inputs.items() if name not in _ANSWERS}
+                questions = {name: value for name, value in inputs.items() if name not in self.label_names}
                 teacher = self._run_alone(self.teacher, self.teacher, questions, None)
         outputs = [run.output for run in subnetworks]
         loss = elastic_loss(full.output, outputs, None if teacher is None else teacher.output, inputs, self.loss)

@@ -62,7 +62,7 @@ def trainer_arguments(
         warmup_ratio=settings.warmup_ratio, weight_decay=settings.weight_decay, bf16=settings.bf16,
         gradient_checkpointing=settings.gradient_checkpointing,
         save_strategy="steps", save_steps=0.1, save_total_limit=2, logging_steps=0.05, report_to="none",
-        disable_tqdm=True, remove_unused_columns=False, label_names=["labels"], seed=seed, data_seed=seed,
+        disable_tqdm=True, remove_unused_columns=False, label_names=list(processor.head.label_columns), seed=seed, data_seed=seed,
         dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
     return {
@@ -109,12 +109,7 @@ def _step(checkpoint: Path) -> int:
 
 def labelled_batches(split: Split, rows: int, size: int, processor: Processor) -> list[dict[str, Tensor]]:
     """The first `rows` rows as batches of torch tensors with `labels`."""
-    first = split.rows.select(range(min(rows, len(split))))
-    return [
-        {name: torch.from_numpy(array) for name, array in inputs.items()}
-        | {"labels": torch.from_numpy(split.labels[numbers])}
-        for numbers, inputs in processor.batches(first, size)
-    ]
+    return list(processor.labelled_batches(split.rows.select(range(min(rows, len(split)))), size))
 
 
 def with_dropout(model: PreTrainedModel, probability: float | None) -> PreTrainedModel:

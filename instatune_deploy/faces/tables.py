@@ -19,7 +19,7 @@ def print_selections(selections: Sequence[Selection], run: Path) -> None:
         chosen = [selection for selection in selections if selection.target == target]
         first = chosen[0]
         table = Table(
-            title=f"{target}: latency {first.percentile} of a call, accuracy on {first.full.n} samples of the report split"
+            title=f"{target}: latency {first.percentile} of a call, metric on {first.full.n} samples of the report split"
         )
         for column in (
             "",

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from instatune_deploy.data.dataset import Split
-from instatune_deploy.data.metrics import score
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.device.settings import TimingSettings
@@ -27,15 +26,13 @@ class Confirmation:
 
 
 def measured_metric(model_file: Path, deployment: Deployment, split: Split, processor: Processor, metric: str) -> float:
-    """The metric (fraction) of a file on all rows of `split`, computed by the runtime that will serve it."""
+    """The metric of a file on all rows of `split`, computed by the runtime that will serve it."""
     session = get_runtime(deployment.runtime).load(model_file, deployment)
-    logits: dict[int, np.ndarray] = {}
     try:
-        for numbers, inputs in processor.batches(split.rows, 8):
-            logits.update(zip(numbers.tolist(), session.run(inputs), strict=True))
+        batches = ((numbers, session.run(inputs)) for numbers, inputs in processor.batches(split.rows, 8))
+        return split.score(metric, batches)
     finally:
         session.close()
-    return score(metric, split.labels, np.stack([logits[row] for row in range(len(split))]))
 
 
 def confirm(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from instatune_deploy.data.dataset import Split
-from instatune_deploy.data.metrics import score
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import UsageError
@@ -28,7 +27,7 @@ class Evaluator:
     Args:
         supernet: holds the sub-networks; it is run in evaluation mode and fp32.
         split: rows to measure on, encoded once.
-        metric: see `data.metrics.score`.
+        metric: one that fits the task, see `data.metrics`.
         path: JSON lines, one an `Evaluation`. What stands there is not measured again.
         batch_size: samples a forward pass.
 
@@ -74,10 +73,12 @@ class Evaluator:
 
     @torch.inference_mode()
     def _measure(self, architecture: Architecture) -> float:
-        logits = np.empty((len(self.split), self.supernet.model.config.num_labels), dtype=np.float32)
-        for numbers, inputs in self.batches:
-            logits[numbers] = self.supernet(inputs, [architecture])[0].logits.float().cpu().numpy()
-        return score(self.metric, self.split.labels, logits)
+        def outputs() -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+            for numbers, inputs in self.batches:
+                output = self.supernet(inputs, [architecture])[0]
+                yield numbers, [output[name].float().cpu().numpy() for name in self.split.head.outputs]
+
+        return self.split.score(self.metric, outputs())
 
 
 def _append_line(path: Path, line: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from instatune_deploy.data.heads.base import Head
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.fingerprint import runtime_versions
 from instatune_deploy.device.lowering.onnx import export_onnx
@@ -25,7 +26,7 @@ from instatune_deploy.values.manifest import Manifest, Parity
 from instatune_deploy.values.space import Architecture
 from instatune_deploy.workspace import new_directory
 
-#: Largest absolute difference of logits that an fp32 file may have from the torch network.
+#: Largest absolute difference of outputs that an fp32 file may have from the torch network.
 FP32_TOLERANCE = 1e-4
 
 
@@ -68,11 +69,12 @@ def export(
     tensors = {name: torch.from_numpy(array) for name, array in samples.items()}
     network.eval()
     with torch.inference_mode():
-        expected = network(**tensors).logits.numpy()
+        output = network(**tensors)
+    expected = [output[name].numpy() for name in processor.head.outputs]
     with new_directory(directory) as draft:
         network.save_pretrained(draft)
         processor.save(draft)
-        export_onnx(network, tensors, draft / ONNX)
+        export_onnx(network, tensors, draft / ONNX, outputs=processor.head.outputs)
         image = any(tensor.is_floating_point() for tensor in tensors.values())
         files = {ONNX: Deployment("onnxruntime"), IR: Deployment("openvino")}
         own = get_runtime(deployment.runtime).model_file(deployment)
@@ -82,7 +84,9 @@ def export(
                 export_torch(network, tensors, draft / file, precision=deployment.precision)
             else:
                 lower(draft, file, calibration, image=image)
-        parity = {file: _check_parity(draft / file, how, samples, expected) for file, how in files.items()}
+        parity = {
+            file: _check_parity(draft / file, how, samples, expected, processor.head) for file, how in files.items()
+        }
         manifest = Manifest(
             architecture=str(architecture), task=processor.task, metric=metric, target=target,
             deployment=deployment, signature=shape.signature,
@@ -94,13 +98,16 @@ def export(
     return Artifact(directory, Manifest.read(directory))
 
 
-def _check_parity(path: Path, deployment: Deployment, samples: dict[str, np.ndarray], expected: np.ndarray) -> Parity:
+def _check_parity(
+    path: Path, deployment: Deployment, samples: dict[str, np.ndarray], expected: Sequence[np.ndarray], head: Head
+) -> Parity:
     session = get_runtime(deployment.runtime).load(path, deployment)
     try:
         found = session.run(samples)
     finally:
         session.close()
-    error = float(np.abs(found - expected).max())
+    # NumPy's maximum of anything and no number is no number, unlike Python's.
+    error = float(np.max([np.abs(ours - theirs).max() for ours, theirs in zip(found, expected, strict=True)]))
     if not np.isfinite(error):
         raise ArtifactError(f"{path.name}: its outputs are no finite numbers")
     # What fewer bits cost is measured as accuracy when the file is confirmed.
@@ -108,7 +115,9 @@ def _check_parity(path: Path, deployment: Deployment, samples: dict[str, np.ndar
         raise ArtifactError(
             f"{path.name}: its fp32 outputs differ from the network's by {error:.2g}, over {FP32_TOLERANCE:g}"
         )
-    return Parity(error, float((found.argmax(-1) == expected.argmax(-1)).mean()), len(expected))
+    decided, wanted = head.decisions(found, samples), head.decisions(expected, samples)
+    agreement = None if decided is None or wanted is None else float((decided == wanted).mean())
+    return Parity(error, agreement, len(expected[0]))
 
 
 def open_artifact(directory: Path) -> Artifact:

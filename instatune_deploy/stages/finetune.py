@@ -118,7 +118,7 @@ def sorted_like(
     if settings.importance == "none" and settings.layer_order == "last_first":
         return supernet
     batches = labelled_batches(rows, settings.importance_rows, settings.batch_size, processor)
-    report(f"importance on {min(settings.importance_rows, len(rows))} training samples")
+    report(f"importance of heads, neurons and layers on {min(settings.importance_rows, len(rows))} training samples")
     judged = Supernet(teacher, supernet.space)
     if settings.importance != "none":
         score = first_order_importance if settings.importance == "first_order" else fisher_importance

@@ -20,12 +20,13 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Parity:
-    """Outputs of an exported file against the torch network: largest absolute error and share of equal arg-max on `n` inputs."""
+    """Outputs of an exported file against the torch network on `n` inputs: largest absolute error, and share of equal
+    arg-max, which is None for regression."""
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid")
 
     max_abs_error: float
-    argmax_agreement: float
+    argmax_agreement: float | None
     n: int
 
 

@@ -12,7 +12,18 @@ import yaml
 from instatune_deploy.errors import RecipeError, did_you_mean
 from instatune_deploy.values.faults import first_fault
 
-Task = Literal["text-classification", "image-classification"]
+Task = Literal[
+    "text-classification", "text-regression", "token-classification", "question-answering", "image-classification"
+]
+Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "entity_f1", "exact_match", "answer_f1"]
+#: The metrics that fit each task, its default first; `data.metrics` says what each of them is.
+METRICS: dict[Task, tuple[Metric, ...]] = {
+    "text-classification": ("accuracy", "f1", "matthews"),
+    "text-regression": ("pearson", "spearman"),
+    "token-classification": ("entity_f1", "accuracy", "f1"),
+    "question-answering": ("answer_f1", "exact_match"),
+    "image-classification": ("accuracy", "f1", "matthews"),
+}
 PositiveInt = Annotated[int, pydantic.Field(gt=0)]
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 
@@ -24,23 +35,38 @@ class Section(pydantic.BaseModel):
 
 
 class DataSection(Section):
-    """Where the rows are.
+    """Where the rows are, and the names of their columns.
 
     `train` and `report` are parquet, CSV or JSON-lines files, directories that `datasets.save_to_disk` wrote, folders
     of images, or names of hub datasets (``name:split`` or ``name/config:split``). The last `search_rows` rows of `train`
     (shuffled by `seed` first, unless `shuffle` is off) become the search split; `report` is the split that no stage
     but the confirmation reads. Where it is missing, `report_rows` more rows of `train` are kept aside for it.
+
+    `text`, and for pairs of texts `text_pair`, go with text classification and regression, `image` with images; `label` is a
+    class, as a whole number or a name, or the number that regression predicts. For token classification, `tokens` holds a
+    list of words and `tags` a list as long of classes. For question answering, as in SQuAD, `question` and `context` are
+    texts, and `answers` is ``{text: [...], answer_start: [...]}``, where an answer begins at that character of the context.
+
+    Texts are cut to `sequence_length` tokens, special ones included; of a pair the longer one is cut first. A context that
+    is too long is read in windows of which two neighbours share `doc_stride` tokens.
     """
 
     train: str
     report: str | None = None
     text: str = "text"
+    text_pair: str | None = None
     image: str = "image"
     label: str = "label"
+    tokens: str = "tokens"
+    tags: str = "tags"
+    question: str = "question"
+    context: str = "context"
+    answers: str = "answers"
     search_rows: PositiveInt = 1000
     report_rows: PositiveInt = 1000
     shuffle: bool = True
     sequence_length: PositiveInt = 128
+    doc_stride: Annotated[int, pydantic.Field(ge=0)] = 64
 
 
 class SpaceSection(Section):
@@ -178,16 +204,21 @@ class ProfileSection(Section):
     foreign_tables: bool = False
 
 
+def _default_metric(given: dict[str, Any]) -> Metric:
+    """The first metric of the task; `given` lacks a task that was wrong itself."""
+    return METRICS[given["task"]][0] if "task" in given else "accuracy"
+
+
 class Recipe(Section):
     """The whole recipe. `model` is a directory or hub name; with `reset_head` its task head is replaced by a new one, as
-    for a task of other classes. `space` is a preset's name, ``paper`` (the one of the model's family) or choices. `targets` maps each target to its latency budgets: ms (``8`` or ``8ms``), or a share (``50%``) of
+    for a task of other classes. `metric` is what the search makes large, by default the first of the task's (see `METRICS`). `space` is a preset's name, ``paper`` (the one of the model's family) or choices. `targets` maps each target to its latency budgets: ms (``8`` or ``8ms``), or a share (``50%``) of
     the full network's measured latency on its fastest deployment there. Budgets are set on `percentile`."""
 
     name: str = "run"
     model: str
     reset_head: bool = False
     task: Task
-    metric: Literal["accuracy", "f1", "matthews"] = "accuracy"
+    metric: Metric = pydantic.Field(default_factory=_default_metric)
     data: DataSection
     space: str | SpaceSection = "paper"
     finetune: FinetuneSection = pydantic.Field(default_factory=lambda: FinetuneSection.model_validate({}))
@@ -196,6 +227,22 @@ class Recipe(Section):
     targets: dict[str, list[str | float]]
     percentile: Literal["p50", "p90", "p99"] = "p50"
     seed: int = 0
+
+    @pydantic.field_validator("metric")
+    @classmethod
+    def _metric_fits_the_task(cls, metric: Metric, info: pydantic.ValidationInfo) -> Metric:
+        task = info.data.get("task")  # missing where it was wrong itself
+        if task is not None and metric not in METRICS[task]:
+            raise ValueError(f"{metric} does not fit {task}, which takes {' or '.join(METRICS[task])}")
+        return metric
+
+    @pydantic.field_validator("data")
+    @classmethod
+    def _pairs_fit_the_task(cls, data: DataSection, info: pydantic.ValidationInfo) -> DataSection:
+        task = info.data.get("task")
+        if data.text_pair is not None and task not in (None, "text-classification", "text-regression"):
+            raise ValueError(f"text_pair goes with text-classification and text-regression, not with {task}")
+        return data
 
     @pydantic.field_validator("targets")
     @classmethod

@@ -320,7 +320,15 @@ PRESETS: dict[str, SpacePreset] = {
     "beit3-base": _VISION,
 }
 #: The preset that ``paper`` stands for in each family.
-FAMILY_PRESETS = {"bert": "bert-base", "vit": "vit-base"}
+FAMILY_PRESETS = {
+    "beit": "beit3-base",
+    "bert": "bert-base",
+    "deberta-v2": "bert-base",
+    "deit": "vit-base",
+    "distilbert": "bert-base",
+    "roberta": "bert-base",
+    "vit": "vit-base",
+}
 
 
 def preset(name: str) -> SpacePreset:

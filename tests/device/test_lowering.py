@@ -29,7 +29,8 @@ def outputs(tiny: Any, runtime: str, inputs: dict[str, torch.Tensor]) -> tuple[n
     session = get_runtime(runtime).load(tiny.onnx if runtime == "onnxruntime" else tiny.xml, Deployment(runtime))
     with torch.no_grad():
         expected = tiny.model(**inputs).logits.numpy()
-    return session.run({name: value.numpy() for name, value in inputs.items()}), expected
+    (found,) = session.run({name: value.numpy() for name, value in inputs.items()})
+    return found, expected
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -143,3 +144,46 @@ def test_vit_macs_on_the_graph_are_the_closed_form(tiny_vit: Any) -> None:
 def test_macs_need_every_input_shape(tiny_bert: Any) -> None:
     with pytest.raises(ArtifactError, match="attention_mask"):
         count_macs_onnx(tiny_bert.onnx, {"input_ids": (1, 16)})
+
+
+class Projected(torch.nn.Module):
+    """One linear module for what comes in and for a table, as DeBERTa does with its relative positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Parameter(torch.randn(100, 96))
+        self.linear = torch.nn.Linear(96, 96)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) @ self.linear(self.table).T
+
+
+def test_what_follows_from_weights_alone_is_computed_when_exporting(tmp_path: Path) -> None:
+    model, x = Projected(), torch.randn(2, 96)
+    export_onnx(model, {"x": x}, tmp_path / "model.onnx")
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert sorted(node.op_type for node in graph.node if node.op_type != "Add") in (["Gemm", "MatMul"], ["MatMul"] * 2)
+    session = get_runtime("onnxruntime").load(tmp_path / "model.onnx", Deployment("onnxruntime"))
+    with torch.no_grad():
+        np.testing.assert_allclose(session.run({"x": x.numpy()})[0], model(x).numpy(), atol=1e-4)
+    assert count_macs_onnx(tmp_path / "model.onnx", {"x": (1, 96)}) == 96 * 96 + 96 * 100
+
+
+@torch.jit.script
+def halves(x: torch.Tensor) -> torch.Tensor:
+    return x[:, : x.size(1) // 2]
+
+
+class Scripted(torch.nn.Module):
+    """Calls a compiled function that reads an axis."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return halves(x).sum(dim=1)
+
+
+def test_compiled_functions_fix_no_axes_and_stay_compiled(tmp_path: Path) -> None:
+    compiled = halves
+    export_onnx(Scripted(), {"x": torch.ones(2, 8, dtype=torch.int64)}, tmp_path / "model.onnx")
+    assert halves is compiled
+    session = get_runtime("onnxruntime").load(tmp_path / "model.onnx", Deployment("onnxruntime"))
+    assert session.run({"x": np.ones((3, 20), np.int64)})[0].tolist() == [10, 10, 10]

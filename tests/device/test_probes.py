@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,9 @@ DEPLOYMENTS = [
 ]
 #: More unequal layers than the template has, two of them with equal heads; layers all alike.
 ARCHITECTURES = [Architecture.parse(text) for text in ("4L[1-5 4-48 4-5 2-24]", "2L[3-16 3-16]")]
+#: Families whose graphs differ in kind. DeBERTa's export takes long; where it has one head nothing is multiplied by their
+#: number, so that a template needs two.
+FEWEST_HEADS = {"bert": 1, "vit": 1, "beit": 1, "deberta-v2": 2}
 
 
 def fingerprint(network: Network) -> int:
@@ -73,8 +77,11 @@ def optimised_operations(path: Path, directory: Path) -> Counter[str]:
 class Made:
     """A tiny family's probe files, written after a template and made for real."""
 
-    def __init__(self, family: Family, directory: Path) -> None:
-        supernet = probing_supernet(family.model, family.space)
+    def __init__(self, family: Family, fewest_heads: int, directory: Path) -> None:
+        heads = tuple(tuple(count for count in layer if count >= fewest_heads) for layer in family.space.heads)
+        self.space = replace(family.space, heads=heads)
+        self.architectures = [a for a in ARCHITECTURES if min(choice.heads for choice in a.layers) >= fewest_heads]
+        supernet = probing_supernet(family.model, self.space)
         self.family, self.directory = family, directory
         self.built: list[Architecture] = []
 
@@ -82,7 +89,7 @@ class Made:
             self.built.append(architecture)
             return supernet.extract(architecture)
 
-        self.written = ProbeFiles(build, family.inputs, directory / "written", family.space)
+        self.written = ProbeFiles(build, family.inputs, directory / "written", self.space)
         self.real = ProbeFiles(supernet.extract, family.inputs, directory / "real")
 
     def both(self, architecture: Architecture, deployment: Deployment) -> tuple[Path, Path]:
@@ -90,32 +97,32 @@ class Made:
         return self.written.path(architecture, deployment), self.real.path(architecture, deployment)
 
 
-@pytest.fixture(scope="module", params=["bert", "vit"])
+@pytest.fixture(scope="module", params=list(FEWEST_HEADS))
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(make_family(request.param), tmp_path_factory.mktemp(request.param))
+    return Made(make_family(request.param), FEWEST_HEADS[request.param], tmp_path_factory.mktemp(request.param))
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: deployment.name)
 def test_written_files_are_real_exports_with_other_weights(made: Made, deployment: Deployment) -> None:
     fingerprints = set()
-    for architecture in ARCHITECTURES:
+    for architecture in made.architectures:
         written, real = made.both(architecture, deployment)
         fingerprints.add(fingerprint(read(written)))
         assert fingerprint(read(written)) == fingerprint(read(real)), architecture
         found, expected = (optimised_operations(path, made.directory) for path in (written, real))
         assert found == expected, architecture
         session = get_runtime(deployment.runtime).load(written, deployment)
-        output = session.run({name: value[:1].numpy() for name, value in made.family.inputs.items()})
+        (output,) = session.run({name: value[:1].numpy() for name, value in made.family.inputs.items()})
         assert output.shape == (1, 3)
         assert np.isfinite(output).all()
-    assert len(fingerprints) == len(ARCHITECTURES)
-    assert made.built == [Architecture(tuple(template_choices(made.family.space)))]  # the template alone
+    assert len(fingerprints) == len(made.architectures)
+    assert made.built == [Architecture(tuple(template_choices(made.space)))]  # the template alone
     assert made.written.made_s > 0
 
 
 def test_written_onnx_has_the_nodes_of_a_real_export(made: Made) -> None:
     """Not only the same expressions, but shared and unshared as the exporter does it; and it is valid."""
-    for architecture in ARCHITECTURES:
+    for architecture in made.architectures:
         paths = made.both(architecture, Deployment("onnxruntime"))
         onnx.checker.check_model(paths[0], full_check=True)
         written, real = (onnx.load(path).graph for path in paths)
@@ -141,7 +148,7 @@ def test_a_file_appears_only_when_complete(made: Made, monkeypatch: pytest.Monke
 
     architecture = Architecture.uniform(2, 4, 24)
     for deployment in DEPLOYMENTS:
-        made.written.path(ARCHITECTURES[0], deployment)  # the templates are there
+        made.written.path(made.architectures[0], deployment)  # the templates are there
         with monkeypatch.context() as patched:
             patched.setattr("os.replace", stop)
             with pytest.raises(KeyboardInterrupt):
@@ -154,8 +161,9 @@ def test_a_file_appears_only_when_complete(made: Made, monkeypatch: pytest.Monke
 
 
 def test_layers_are_found_by_the_modules_that_the_exporter_notes(made: Made) -> None:
-    path = made.real.path(ARCHITECTURES[0], Deployment("onnxruntime"))
-    assert len(set(layer_exits(path, 4))) == 4
+    architecture = made.architectures[0]
+    path = made.real.path(architecture, Deployment("onnxruntime"))
+    assert len(set(layer_exits(path, architecture.depth))) == architecture.depth
     with pytest.raises(NotUnderstoodError):
         layer_exits(path, 3)
 
@@ -186,7 +194,7 @@ def test_what_is_not_understood_is_exported_for_real(layers: int, tmp_path: Path
     files = ProbeFiles(build, {"x": torch.randn(2, 4)}, tmp_path, space)
     for deployment in DEPLOYMENTS:
         session = get_runtime(deployment.runtime).load(files.path(space.largest, deployment), deployment)
-        assert session.run({"x": np.ones((3, 4), np.float32)}).shape == (3, 4)
+        assert session.run({"x": np.ones((3, 4), np.float32)})[0].shape == (3, 4)
     assert built[-1] == space.largest
 
 

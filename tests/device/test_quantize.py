@@ -35,7 +35,7 @@ def samples(tiny: Any, count: int = 4) -> Samples:
 def run(path: Path, deployment: Deployment, inputs: dict[str, np.ndarray]) -> np.ndarray:
     session = get_runtime(deployment.runtime).load(path, deployment)
     try:
-        return session.run(inputs)
+        return session.run(inputs)[0]
     finally:
         session.close()
 

@@ -10,7 +10,11 @@ import numpy as np
 import onnxruntime
 import openvino
 import pytest
+import torch
 
+from instatune_deploy.device.lowering.onnx import export_onnx
+from instatune_deploy.device.lowering.openvino import to_openvino
+from instatune_deploy.device.lowering.torch import export_torch
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.device.runtimes.openvino import FixedShapeSession
 from instatune_deploy.errors import ArtifactError, MeasurementError, TargetError, UnknownNameError
@@ -31,8 +35,8 @@ def file_for(tiny: Any, runtime: str) -> Path:
 def test_inputs_the_model_lacks_are_ignored_and_missing_ones_named(tiny_bert: Any, runtime: str) -> None:
     session = get_runtime(runtime).load(file_for(tiny_bert, runtime), Deployment(runtime))
     inputs = arrays(tiny_bert)
-    expected = session.run(inputs)
-    np.testing.assert_array_equal(session.run({**inputs, "labels": np.zeros(2)}), expected)
+    (expected,) = session.run(inputs)
+    np.testing.assert_array_equal(session.run({**inputs, "labels": np.zeros(2)})[0], expected)
     del inputs["attention_mask"]
     with pytest.raises(MeasurementError, match=r"needs input attention_mask; given: input_ids, token_type_ids"):
         session.run(inputs)
@@ -41,10 +45,10 @@ def test_inputs_the_model_lacks_are_ignored_and_missing_ones_named(tiny_bert: An
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_an_output_is_the_callers_own(tiny_bert: Any, runtime: str) -> None:
     session = get_runtime(runtime).load(file_for(tiny_bert, runtime), Deployment(runtime))
-    first, inputs = session.run(arrays(tiny_bert)), arrays(tiny_bert)
+    (first,), inputs = session.run(arrays(tiny_bert)), arrays(tiny_bert)
     kept = first.copy()
     inputs["input_ids"] = (inputs["input_ids"] + 7) % 100
-    assert not np.allclose(session.run(inputs), first)
+    assert not np.allclose(session.run(inputs)[0], first)
     np.testing.assert_array_equal(first, kept)
 
 
@@ -53,7 +57,7 @@ def test_threads_and_batches_change_no_result(tiny_bert: Any, runtime: str) -> N
     results = [
         get_runtime(runtime)
         .load(file_for(tiny_bert, runtime), Deployment(runtime, threads=threads))
-        .run(arrays(tiny_bert))
+        .run(arrays(tiny_bert))[0]
         for threads in (1, 2)
     ]
     np.testing.assert_allclose(*results, atol=1e-5)
@@ -171,7 +175,7 @@ def test_a_device_of_fixed_shapes_runs_any_shape(tiny_bert: Any) -> None:
     fixed = FixedShapeSession(tiny_bert.xml, openvino.Core().read_model(tiny_bert.xml), "CPU", options)
     for batch, tokens in ((1, 16), (3, 7), (3, 7), (1, 16)):
         inputs = {name: value.numpy() for name, value in tiny_bert.inputs(batch, tokens).items()}
-        np.testing.assert_allclose(fixed.run(inputs), dynamic.run(inputs), atol=1e-5)
+        np.testing.assert_allclose(fixed.run(inputs)[0], dynamic.run(inputs)[0], atol=1e-5)
     with pytest.raises(MeasurementError, match="needs input input_ids"):
         fixed.run({})
     fixed.close()
@@ -181,8 +185,26 @@ def test_a_device_of_fixed_shapes_runs_any_shape(tiny_bert: Any) -> None:
 
 def test_openvino_reads_onnx_too(tiny_bert: Any) -> None:
     sessions = [get_runtime("openvino").load(p, Deployment("openvino")) for p in (tiny_bert.onnx, tiny_bert.xml)]
-    first, second = (session.run(arrays(tiny_bert)) for session in sessions)
+    first, second = (session.run(arrays(tiny_bert))[0] for session in sessions)
     np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_sessions_give_every_output_in_the_order_of_the_file(tmp_path: Path) -> None:
+    class Two(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x.sum(dim=-1), 2 * x
+
+    example, inputs = {"x": torch.zeros(2, 3)}, {"x": np.ones((4, 3), np.float32)}
+    export_onnx(Two(), example, tmp_path / "model.onnx", outputs=("first", "second"))
+    to_openvino(tmp_path / "model.onnx", tmp_path / "openvino_model.xml")
+    export_torch(Two(), example, tmp_path / "model_fp32.pt2", precision="fp32")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert [output.name for output in session.get_outputs()] == ["first", "second"]
+    for name in (*RUNTIMES, "torch"):
+        runtime = get_runtime(name)
+        first, second = runtime.load(tmp_path / runtime.model_file(Deployment(name)), Deployment(name)).run(inputs)
+        assert first.tolist() == [3.0] * 4
+        assert second.tolist() == [[2.0] * 3] * 4
 
 
 def test_unknown_runtime_names_the_nearest() -> None:
@@ -196,7 +218,7 @@ def test_the_fakes_clock_moves_by_exactly_its_latencies(tmp_path: Path) -> None:
     runtime = get_runtime("fake")
     session = runtime.load(path, Deployment("fake"))
     for seconds in (0.001, 0.004, 0.005):
-        assert session.run({"x": np.zeros((4, 1))}).shape == (4, 2)
+        assert session.run({"x": np.zeros((4, 1))})[0].shape == (4, 2)
         assert runtime.clock() == pytest.approx(seconds)
     with pytest.raises(MeasurementError, match="needs input x"):
         session.run({})

@@ -61,7 +61,7 @@ def test_archive_equals_torch_at_any_batch_and_length(
     file = read_torch(archives["bert", precision])
     assert (file.inputs, file.precision) == (tuple(tiny_bert.example), precision)
     with torch.no_grad():
-        found, expected = file.program.module(check_guards=False)(inputs), tiny_bert.model(**inputs).logits
+        (found,), expected = file.program.module(check_guards=False)(inputs), tiny_bert.model(**inputs).logits
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=TOLERANCE[precision])
     weights = {value.dtype for value in file.program.state_dict.values() if value.is_floating_point()}
@@ -73,7 +73,7 @@ def test_images_are_rounded_inside_the_network(tiny_vit: Any, archives: dict[tup
     inputs = {"pixel_values": torch.randn(3, 3, 32, 32)}
     with torch.no_grad():
         expected = tiny_vit.model(**inputs).logits.numpy()
-    found = session.run(arrays(inputs))
+    (found,) = session.run(arrays(inputs))
     np.testing.assert_allclose(found, expected, atol=TOLERANCE["bf16"])
     assert not np.array_equal(found, expected)
 
@@ -117,7 +117,7 @@ def test_a_fresh_process_without_transformers_runs_it(
         "from instatune_deploy.device.runtimes.base import get_runtime;"
         "from instatune_deploy.values.target import Deployment;"
         "session = get_runtime('torch').load(Path(sys.argv[1]), Deployment('torch'));"
-        "np.save(sys.argv[3], session.run(dict(np.load(sys.argv[2]))));"
+        "np.save(sys.argv[3], session.run(dict(np.load(sys.argv[2])))[0]);"
         "assert 'transformers' not in sys.modules"
     )
     files = [str(archives["bert", "fp32"]), str(tmp_path / "inputs.npz"), str(tmp_path / "output.npy")]
@@ -198,13 +198,13 @@ def test_damaged_and_absent_archives_are_one_line(archives: dict[tuple[str, str]
 def test_the_seam_holds_for_torch_too(tiny_bert: Any, archives: dict[tuple[str, str], Path]) -> None:
     session = get_runtime("torch").load(archives["bert", "fp32"], CPU)
     inputs = arrays(tiny_bert.inputs(2, 16))
-    expected = session.run(inputs)
+    (expected,) = session.run(inputs)
     kept = expected.copy()
-    np.testing.assert_array_equal(session.run({**inputs, "labels": np.zeros(2)}), expected)
-    assert not np.allclose(session.run({**inputs, "input_ids": (inputs["input_ids"] + 7) % 100}), expected)
+    np.testing.assert_array_equal(session.run({**inputs, "labels": np.zeros(2)})[0], expected)
+    assert not np.allclose(session.run({**inputs, "input_ids": (inputs["input_ids"] + 7) % 100})[0], expected)
     np.testing.assert_array_equal(expected, kept)
     inputs["input_ids"].flags.writeable = False
-    np.testing.assert_array_equal(session.run(inputs), expected)
+    np.testing.assert_array_equal(session.run(inputs)[0], expected)
     del inputs["attention_mask"]
     with pytest.raises(MeasurementError, match="needs input attention_mask"):
         session.run(inputs)
@@ -244,7 +244,7 @@ def test_everything_in_an_archive_moves_to_another_device(
     from torch.export.passes import move_to_device_pass
 
     moved = move_to_device_pass(read_torch(archives["bert", "bf16"]).program, "meta").module(check_guards=False)
-    output = moved({name: value.to("meta") for name, value in tiny_bert.inputs(3, 9).items()})
+    (output,) = moved({name: value.to("meta") for name, value in tiny_bert.inputs(3, 9).items()})
     assert (output.device.type, output.shape) == ("meta", (3, 3))
 
 
@@ -255,13 +255,13 @@ def test_a_graph_is_captured_once_for_each_shape_and_the_oldest_are_dropped(monk
         def __init__(self, network: Any, inputs: dict[str, np.ndarray]) -> None:
             captured.append(inputs["x"].shape[1])
 
-        def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-            return inputs["x"]
+        def run(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+            return (inputs["x"],)
 
     monkeypatch.setattr(torch_runtime, "CapturedGraph", Capture)
-    session = torch_runtime.CudaGraphSession(Path("model_bf16.pt2"), lambda inputs: inputs["x"], ("x",))
+    session = torch_runtime.CudaGraphSession(Path("model_bf16.pt2"), lambda inputs: (inputs["x"],), ("x",))
     for size in (1, 2, 1, 3, 4, 5, 6, 7, 8, 8, 9, 2, 1):
-        assert session.run({"x": np.zeros((1, size))}).shape == (1, size)
+        assert session.run({"x": np.zeros((1, size))})[0].shape == (1, size)
     assert captured == [1, 2, 3, 4, 5, 6, 7, 8, 9, 1]
 
 
@@ -275,7 +275,7 @@ def test_a_cuda_graph_equals_torch_at_every_shape(
         inputs = masked_inputs(tiny_bert, batch, tokens)
         with torch.no_grad():
             expected = tiny_bert.model(**inputs).logits.numpy()
-        np.testing.assert_allclose(session.run(arrays(inputs)), expected, atol=TOLERANCE[precision])
+        np.testing.assert_allclose(session.run(arrays(inputs))[0], expected, atol=TOLERANCE[precision])
     session.close()
     with pytest.raises(ArtifactError, match="closed"):
         session.run(arrays(inputs))

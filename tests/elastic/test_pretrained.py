@@ -7,14 +7,25 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModel,
+    BeitConfig,
+    BertConfig,
+    BertModel,
+    DebertaV2Config,
+    DeiTForImageClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PretrainedConfig,
+)
 
-from instatune_deploy.elastic.pretrained import load_config, load_pretrained, space_for
+from instatune_deploy.elastic.families import axis_map
+from instatune_deploy.elastic.pretrained import TASK_OF_INPUTS, load_config, load_pretrained, space_for
 from instatune_deploy.elastic.subnetwork import load_subnetwork
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import CheckpointError, FamilyError, SpaceError, UnknownNameError
 from instatune_deploy.values.space import SearchSpace
-from tests.helpers import make_family
+from tests.helpers import FAMILIES, make_family
 
 TASK = "text-classification"
 CLASSES = ("0", "1", "2")
@@ -40,6 +51,11 @@ def edit(directory: Path, **changes: torch.Tensor | None) -> None:
     save_file(state, path, metadata={"format": "pt"})
 
 
+def drop(directory: Path, name: str) -> None:
+    """Drop a tensor of a checkpoint."""
+    edit(directory, **{name.replace(".", "__"): None})
+
+
 @torch.inference_mode()
 def test_a_fine_tuned_checkpoint_is_loaded_whole(checkpoint: Path) -> None:
     family = make_family("bert")
@@ -56,6 +72,85 @@ def test_a_missing_head_is_initialised_by_the_seed(tmp_path: Path) -> None:
     ]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
+
+
+def load(name: str, directory: Path, *, reset_head: bool = False) -> torch.nn.Module:
+    """The checkpoint in `directory`, of the family `name`, for its family's task."""
+    task = TASK_OF_INPUTS[axis_map(name).inputs]
+    return load_pretrained(str(directory), task, CLASSES, reset_head=reset_head, seed=0).eval()
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+@torch.no_grad()
+def test_a_body_that_was_saved_alone_is_loaded_whole(name: str, tmp_path: Path) -> None:
+    """As are the checkpoints of pre-training, which have no head for a task, or another one."""
+    model = make_family(name).model
+    body = AutoModel.from_config(model.config)
+    body.save_pretrained(tmp_path)
+    found = load(name, tmp_path).base_model.state_dict()
+    assert found.keys() == model.base_model.state_dict().keys()
+    for key, tensor in found.items():
+        assert torch.equal(tensor, body.state_dict()[key]), key
+    axes = axis_map(name)
+    lost = f"{axes.layers}.3.{axes.ffn[0].parameter}"
+    drop(tmp_path, lost)
+    with pytest.raises(
+        CheckpointError, match=rf"tensor {model.base_model_prefix}\.{lost} is missing, expected.*\(48, 32\)"
+    ):
+        load(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bert", "beit"])
+def test_a_body_without_pooler_gets_a_new_one_with_its_head(name: str, tmp_path: Path) -> None:
+    body = type(make_family(name).model.base_model)(make_family(name).model.config, add_pooling_layer=False)
+    body.save_pretrained(tmp_path)
+    assert any("pooler" in key for key in load(name, tmp_path).base_model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("bert", "bert.pooler.dense.weight"),
+        ("roberta", "classifier.dense.weight"),
+        ("distilbert", "pre_classifier.weight"),
+        ("deberta-v2", "pooler.dense.weight"),
+        ("beit", "beit.pooler.layernorm.weight"),
+    ],
+)
+def test_half_a_head_is_refused_unless_it_is_to_be_new(name: str, lost: str, tmp_path: Path) -> None:
+    make_family(name).model.save_pretrained(tmp_path)
+    drop(tmp_path, lost)
+    with pytest.raises(CheckpointError, match=rf"tensor {lost} is missing, expected.*reset_head: true"):
+        load(name, tmp_path)
+    assert lost in load(name, tmp_path, reset_head=True).state_dict()
+
+
+def test_a_head_without_loss_is_refused_unless_it_is_to_be_new(tmp_path: Path) -> None:
+    original = make_family("deit with a distillation head").model
+    original.save_pretrained(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"DeiTForImageClassificationWithTeacher, gives no loss.*reset_head: true"
+    ):
+        load("deit", tmp_path)
+    found = load("deit", tmp_path, reset_head=True)
+    assert type(found) is DeiTForImageClassification
+    for key, tensor in found.deit.state_dict().items():
+        assert torch.equal(tensor, original.deit.state_dict()[key]), key
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (DebertaV2Config(conv_kernel_size=3), "deberta-v2 model with conv_kernel_size: 3 .*first layer"),
+        (BeitConfig(use_shared_relative_position_bias=True), "beit model with use_shared_relative_position_bias: True"),
+    ],
+)
+def test_what_cannot_be_elastic_is_refused_with_the_reason(
+    config: PretrainedConfig, reason: str, tmp_path: Path
+) -> None:
+    config.save_pretrained(tmp_path)
+    with pytest.raises(FamilyError, match=reason):
+        load_config(str(tmp_path))
 
 
 def test_a_head_for_other_classes_is_refused_unless_it_is_to_be_new(checkpoint: Path) -> None:
@@ -88,7 +183,7 @@ def test_a_missing_tensor_of_the_body_is_named_not_initialised(checkpoint: Path)
 
 def test_an_unsupported_family_names_the_supported_ones(tmp_path: Path) -> None:
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=20)).save_pretrained(tmp_path)
-    with pytest.raises(FamilyError, match=r"'gpt2' has no axis map; supported families: bert, vit"):
+    with pytest.raises(FamilyError, match=r"'gpt2' has no axis map; supported families: beit, bert, deberta-v2"):
         load_config(str(tmp_path))
 
 

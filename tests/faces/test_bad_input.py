@@ -149,7 +149,7 @@ def damaged_yaml() -> None:
         (unknown_target, "unknown target 'cpu-avx215'; did you mean 'cpu-avx2' or 'cpu-avx512'"),
         (target_this_machine_lacks, "target cpu-odd needs mmx512, which this machine"),
         (malformed_target, "cpu-test.yaml: deployments.0.runtime: Input should be 'onnxruntime', 'openvino'"),
-        (family_without_axis_map, "model family 'gpt2' has no axis map; supported families: bert, vit"),
+        (family_without_axis_map, "model family 'gpt2' has no axis map; supported families: beit, bert, deberta-v2"),
         (space_wider_than_the_model, "the space has 16 heads, but the model only 4"),
         (space_that_contradicts_itself, "depth 4 is more than the 3 layers there are"),
         (

@@ -54,13 +54,19 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_two_processes_give_the_losses_and_weights_of_one(project: Path) -> None:
+def test_two_processes_give_the_losses_and_outputs_of_one(project: Path) -> None:
     alone, together = finetune(project, ALONE, "alone"), finetune(project, TOGETHER, "together")
     assert [step for step, _ in together] == [step for step, _ in alone]
     assert len(alone) > 10
     assert [loss for _, loss in together] == pytest.approx([loss for _, loss in alone], abs=2e-3)
-    one, other = (load_supernet(project / name / "supernet").model.state_dict() for name in ("alone", "together"))
-    assert all(torch.allclose(one[name], other[name], atol=2e-3) for name in one)
+    # Not weight by weight: Adam makes a full step of a gradient that is zero but for rounding, such as a key bias'.
+    ids = torch.arange(10).repeat(4, 1) % 5 + torch.arange(4)[:, None]
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    one, other = (load_supernet(project / name / "supernet") for name in ("alone", "together"))
+    with torch.inference_mode():
+        for architecture in (one.space.largest, one.space.smallest):
+            first, second = (network(batch, [architecture])[0].logits for network in (one, other))
+            assert torch.allclose(first, second, atol=1e-2)
 
 
 def test_a_batch_that_cannot_be_divided_and_verbs_for_one_process_are_refused(project: Path) -> None:

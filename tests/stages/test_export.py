@@ -74,8 +74,8 @@ def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path, monkeypatch: py
     runtime = get_runtime("onnxruntime")
 
     class Broken:
-        def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-            return np.full((4, 2), np.nan, np.float32)
+        def run(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+            return (np.full((4, 2), np.nan, np.float32),)
 
         def close(self) -> None: ...
 

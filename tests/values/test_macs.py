@@ -21,7 +21,7 @@ def test_bert_base_at_128_tokens_has_the_published_macs() -> None:
 def test_the_layers_of_bert_base_have_the_published_parameters() -> None:
     # 7,087,872 in each encoder layer of Hugging Face's BertModel.
     assert count_parameters(BERT_BASE, BERT_BASE.full()) == 12 * 7_087_872
-    without = replace(BERT_BASE, qkv_bias=False)
+    without = replace(BERT_BASE, head_parameters=4 * 64 * 768, layer_parameters=6 * 768)
     assert count_parameters(BERT_BASE, BERT_BASE.full()) - count_parameters(without, BERT_BASE.full()) == 12 * 3 * 768
 
 
@@ -48,4 +48,13 @@ def test_more_of_anything_costs_more(choices: list[LayerChoice], index: int) -> 
 def test_the_signature_names_what_latency_depends_on() -> None:
     assert BERT_BASE.signature == "bert-h768-d64-12x12x3072-t128"
     assert replace(BERT_BASE, fixed_parameters=7).signature == BERT_BASE.signature
-    assert ModelShape(**BERT_BASE.to_dict()) == BERT_BASE
+    relative = replace(BERT_BASE, family="deberta-v2", position_products=2, position_rows=512)
+    assert relative.signature == "deberta-v2-h768-d64-12x12x3072-t128-p2x512"
+    assert replace(BERT_BASE, family="beit", position_bias=True).signature == "beit-h768-d64-12x12x3072-t128-bias"
+    assert ModelShape(**relative.to_dict()) == relative
+
+
+def test_each_relative_position_is_multiplied_with_the_queries_and_keys_of_each_token() -> None:
+    relative = replace(BERT_BASE, position_products=2, position_rows=512)
+    more = count_macs(relative, relative.full()) - count_macs(BERT_BASE, BERT_BASE.full())
+    assert more == 12 * 2 * 512 * 128 * 768

@@ -10,6 +10,7 @@ import yaml
 
 from instatune_deploy.errors import RecipeError
 from instatune_deploy.values.recipe import (
+    METRICS,
     FinetuneSection,
     Recipe,
     TrainingSection,
@@ -47,6 +48,16 @@ def test_a_recipe_round_trips(tmp_path: Path) -> None:
     recipe = read_recipe(write(tmp_path / "r.yaml", MINIMAL))
     assert read_recipe(write(tmp_path / "again.yaml", recipe.model_dump())) == recipe
     assert Recipe.model_validate(recipe.model_dump()) == recipe
+
+
+def test_a_metric_is_the_tasks_first_unless_another_is_named(tmp_path: Path) -> None:
+    for task, metrics in METRICS.items():
+        recipe = read_recipe(write(tmp_path / "r.yaml", {**MINIMAL, "task": task}))
+        assert recipe.metric == metrics[0]
+        assert read_recipe(write(tmp_path / "again.yaml", recipe.model_dump())) == recipe
+        for metric in metrics:
+            named = read_recipe(write(tmp_path / "r.yaml", {**MINIMAL, "task": task, "metric": metric}))
+            assert named.metric == metric
 
 
 def test_the_papers_numbers_are_the_defaults(tmp_path: Path) -> None:
@@ -92,7 +103,24 @@ def test_the_fine_tuned_model_is_made_only_where_it_is_used() -> None:
         ({"finetune": {"epoch": 3}}, "unknown key 'finetune.epoch'; did you mean 'epochs'"),
         ({"finetune": {"teacher": {"lr": 3}}}, "unknown key 'finetune.teacher.lr'"),
         ({"data": {"train": "x", "txt": "y"}}, "unknown key 'data.txt'; did you mean 'text'"),
-        ({"task": "translation"}, "task: Input should be 'text-classification' or 'image-classification'"),
+        (
+            {"task": "translation"},
+            "task: Input should be 'text-classification', 'text-regression', 'token-classification', ",
+        ),
+        (
+            {"metric": "pearson"},
+            "metric: pearson does not fit text-classification, which takes accuracy or f1 or matthews",
+        ),
+        (
+            {"task": "question-answering", "metric": "f1"},
+            "f1 does not fit question-answering, which takes answer_f1 or exact_match",
+        ),
+        ({"metric": "bleu"}, "metric: Input should be 'accuracy', 'f1', "),
+        (
+            {"task": "token-classification", "data": {"train": "x", "text_pair": "y"}},
+            "data: text_pair goes with text-classification and text-regression, not with token-classification",
+        ),
+        ({"data": {"train": "x", "doc_stride": -1}}, "data.doc_stride: Input should be greater than or equal to 0"),
         ({"finetune": {"alpha": 2}}, "finetune.alpha: Input should be less than or equal to 1"),
         ({"finetune": {"gamma": "maybe"}}, "finetune.gamma: Input should be 'off', 'on' or 'first_epochs'"),
         ({"finetune": "papr"}, "finetune: unknown fine-tuning preset 'papr'; did you mean 'paper'"),

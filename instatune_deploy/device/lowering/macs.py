@@ -17,6 +17,8 @@ _COUNTED = ("MatMul", "Gemm", "Conv", "Attention")
 def count_macs_onnx(path: Path, input_shapes: dict[str, tuple[int, ...]]) -> int:
     """Multiply-accumulates of the matrix products, convolutions and attentions of an ONNX file.
 
+    Those that read weights alone are not counted: runtimes compute them once, when they load the file.
+
     Args:
         input_shapes: the full shape of every input by its name, such as ``{"input_ids": (1, 128)}``.
 
@@ -26,7 +28,13 @@ def count_macs_onnx(path: Path, input_shapes: dict[str, tuple[int, ...]]) -> int
     import onnx
 
     model = onnx.load(path)
-    nodes = [node for node in model.graph.node if node.op_type in _COUNTED and node.domain in ("", "ai.onnx")]
+    from_inputs = {value.name for value in model.graph.input}
+    nodes = []
+    for node in model.graph.node:  # operands come first
+        if from_inputs.intersection(node.input):
+            from_inputs.update(node.output)
+            if node.op_type in _COUNTED and node.domain in ("", "ai.onnx"):
+                nodes.append(node)
     shapes = _shapes(
         model, {name for node in nodes for name in (*node.input, *node.output) if name}, input_shapes, path
     )

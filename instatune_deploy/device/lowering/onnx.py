@@ -8,11 +8,13 @@ import io
 import logging
 import os
 import re
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from instatune_deploy.device.lowering.fold import fold_weights
 from instatune_deploy.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -24,8 +26,11 @@ OPSET = 23
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
 
 
-def export_onnx(model: torch.nn.Module, example: dict[str, torch.Tensor], path: Path, *, opset: int = OPSET) -> None:
-    """Write `model` to `path` as ONNX, its first output named ``logits``.
+def export_onnx(
+    model: torch.nn.Module, example: dict[str, torch.Tensor], path: Path, *, outputs: Sequence[str] = ("logits",),
+    opset: int = OPSET,
+) -> None:  # fmt: skip
+    """Write `model` to `path` as ONNX.
 
     The first axis of every input is dynamic (``batch``), and the second of every integer matrix (``sequence``).
 
@@ -33,6 +38,7 @@ def export_onnx(model: torch.nn.Module, example: dict[str, torch.Tensor], path: 
         model: a module that takes the inputs of `example` by name; exported in evaluation mode, then put back.
         example: inputs by name, batch first; a batch of one is repeated, for axes of size one count as fixed.
         path: where to write; has either its old content or all of the new.
+        outputs: names of the outputs in the order in which the module gives them, or of the first ones.
         opset: ONNX operator set.
 
     Raises:
@@ -45,16 +51,18 @@ def export_onnx(model: torch.nn.Module, example: dict[str, torch.Tensor], path: 
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with quiet(), no_collection(), torch.no_grad():
+        with quiet(), no_collection(), plain_functions(model), torch.no_grad():
             traced = torch.export.export(model, (), kwargs=example, dynamic_shapes=axes, strict=False)
             program = torch.onnx.export(
                 traced,
                 dynamo=True,
                 opset_version=opset,
                 input_names=list(example),
-                output_names=["logits"],
+                output_names=list(outputs),
                 verbose=False,
             )
+            if program is not None:
+                fold_weights(program.model)
     except Exception as error:  # the exporters raise a dozen types, most of them private
         first = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise ArtifactError(f"cannot export {type(model).__name__} to ONNX: {first}") from error
@@ -86,6 +94,28 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+@contextlib.contextmanager
+def plain_functions(model: torch.nn.Module) -> Iterator[None]:
+    """Put the Python functions they were made of in the place of those that torch.jit.script compiled, in the source
+    files of `model`'s modules, such as DeBERTa's: tracing cannot look into compiled ones and fixes axes that they read."""
+    import torch
+
+    sources = {type(module).__module__ for module in model.modules()} & sys.modules.keys()
+    compiled = [
+        (vars(sys.modules[source]), name, function, plain)
+        for source in sources
+        for name, function in vars(sys.modules[source]).items()
+        if isinstance(function, torch.jit.ScriptFunction) and (plain := getattr(function, "_torchdynamo_inline", None))
+    ]
+    try:
+        for names, name, _, plain in compiled:
+            names[name] = plain
+        yield
+    finally:
+        for names, name, function, _ in compiled:
+            names[name] = function
 
 
 @contextlib.contextmanager

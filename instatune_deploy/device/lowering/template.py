@@ -12,6 +12,7 @@ Equal operations on equal inputs are made once, as the exporter does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
@@ -22,6 +23,7 @@ from instatune_deploy.values.space import LayerChoice
 
 # Integers up to so many are a shape or another parameter of an operation; more of them are data.
 _PARAMETERS = 16
+_DIGITS = re.compile(r"\d+")
 
 
 class NotUnderstoodError(Exception):
@@ -161,10 +163,12 @@ class Template:
         if any(a.dtype != arrays[0].dtype or a.ndim != arrays[0].ndim for a in arrays):
             raise NotUnderstoodError("layers have constants of different types")
         shape = [self._number(sizes, choice) for sizes in zip(*(a.shape for a in arrays), strict=True)]
-        is_parameter = arrays[0].dtype.kind == "i" and arrays[0].itemsize >= 4 and arrays[0].size <= _PARAMETERS
-        if is_parameter:
+        is_integer = arrays[0].dtype.kind == "i" and arrays[0].itemsize >= 4
+        if is_integer and arrays[0].size <= _PARAMETERS:
             numbers = [self._number(n, choice) for n in zip(*(a.ravel().tolist() for a in arrays), strict=True)]
             return Constant(np.array(numbers, arrays[0].dtype).reshape(shape), seen[0].form)
+        if is_integer and all(np.array_equal(a, arrays[0]) for a in arrays):
+            return seen[0]  # an index, such as that of relative positions: layers of other choices have the same
         repeats, layer = divmod(position, len(arrays))
         # Values do not matter but for being different and of the right magnitude.
         values = np.resize(np.roll(arrays[layer], repeats) if repeats else arrays[layer], shape)
@@ -185,8 +189,20 @@ class Template:
             if len(numbers) == len(axis):
                 sizes.append(self._number(numbers, choice))
             else:
-                sizes.append(axis[0] if len(set(axis)) == 1 else None)
+                sizes.append(self._symbol(axis, choice))
         return tuple(sizes)
+
+    def _symbol(self, seen: tuple[int | str | None, ...], choice: LayerChoice) -> str | None:
+        """What a dynamic size such as ``12*batch`` is in a layer of `choice`; None if that is not sure."""
+        if len(set(seen)) == 1 and not isinstance(seen[0], int):
+            return seen[0]
+        texts = [text for text in seen if isinstance(text, str)]
+        if len(texts) < len(seen) or len({_DIGITS.sub("", text) for text in texts}) > 1:
+            return None
+        numbers = iter(
+            [self._number(n, choice) for n in zip(*(map(int, _DIGITS.findall(t)) for t in texts), strict=True)]
+        )
+        return _DIGITS.sub(lambda _: str(next(numbers)), texts[0])
 
     def _number(self, seen: tuple[int, ...], choice: LayerChoice) -> int:
         """What a number that was `seen` in the template's layers is in a layer of `choice`."""

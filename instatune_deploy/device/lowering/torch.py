@@ -1,8 +1,8 @@
 """From a torch module to a ``.pt2`` archive of torch.export, and back.
 
 An archive is a zip: ``models/model.json`` holds the graph, ``data/weights/`` and ``data/constants/`` raw tensors and an
-index of each, ``extra/instatune.json`` the names of its inputs and its precision. Inputs are those of the module, the output is
-its first one in fp32, whatever the precision.
+index of each, ``extra/instatune.json`` the names of its inputs and its precision. Inputs are those of the module, outputs its
+own in their order, in fp32 whatever the precision.
 
 `torch.export.load` would unpickle and evaluate parts of what it finds. `export_torch` writes archives without such parts
 and `read_torch` refuses those with any. A graph is a program all the same: an artifact's hashes say who wrote it.
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instatune_deploy.device.lowering.onnx import dynamic_axes, no_collection, quiet
+from instatune_deploy.device.lowering.onnx import dynamic_axes, no_collection, plain_functions, quiet
 from instatune_deploy.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -78,12 +78,12 @@ def export_torch(model: torch.nn.Module, example: dict[str, torch.Tensor], path:
     axes = {name: dynamic_axes(value) for name, value in example.items()}
     # A copy: rounding the module's own weights could not be undone. Tracing after rounding lets constants fit the type,
     # such as the lowest number that masks attention.
-    network = _first_output(copy.deepcopy(model).eval(), getattr(torch, DTYPES[precision]))
+    network = _plain_outputs(copy.deepcopy(model).eval(), getattr(torch, DTYPES[precision]))
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.stem}.partial.pt2")
     about = {"inputs": list(example), "precision": precision}
     try:
-        with quiet(), no_collection(), torch.no_grad():
+        with quiet(), no_collection(), plain_functions(network), torch.no_grad():
             program = torch.export.export(network, (example,), dynamic_shapes=(axes,), strict=False)
             program.example_inputs = None
             torch.export.save(program, draft, extra_files={_ABOUT: json.dumps(about)})
@@ -98,25 +98,27 @@ def export_torch(model: torch.nn.Module, example: dict[str, torch.Tensor], path:
         draft.unlink(missing_ok=True)
 
 
-def _first_output(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
-    """`model` in `dtype`, as a module that takes tensors by name and gives the first output in fp32.
+def _plain_outputs(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """`model` in `dtype`, as a module that takes tensors by name and gives a tuple of its outputs in fp32.
 
-    A plain tensor needs none of transformers' output classes when the archive is loaded.
+    Plain tensors need none of transformers' output classes when the archive is loaded.
     """
     import torch
 
-    class FirstOutput(torch.nn.Module):
+    class PlainOutputs(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.network = model.to(dtype)
 
-        def forward(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        def forward(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
             rounded = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-            outputs = self.network(**rounded)
-            first: torch.Tensor = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
-            return first.float()
+            found = self.network(**rounded)
+            if isinstance(found, torch.Tensor):
+                found = (found,)
+            outputs = found if isinstance(found, tuple) else found.to_tuple()
+            return tuple(output.float() for output in outputs)
 
-    return FirstOutput()
+    return PlainOutputs()
 
 
 def read_torch(path: Path) -> TorchFile:

@@ -16,8 +16,8 @@ from instatune_deploy.values.deployment import Deployment
 class Session(Protocol):
     """A loaded network."""
 
-    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """The network's first output, such as logits of shape (batch, classes).
+    def run(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        """The network's outputs in the order of its file, such as logits of shape (batch, classes).
 
         Args:
             inputs: arrays by input name, batch first; those the network does not have are ignored.

@@ -64,7 +64,7 @@ class FakeRuntime:
 
 
 class FakeSession:
-    """A file's latencies; its output is zeros of shape (batch, 2)."""
+    """A file's latencies; its one output is zeros of shape (batch, 2)."""
 
     def __init__(self, runtime: FakeRuntime, path: Path, model: dict[str, Any]) -> None:
         self._runtime, self._path, self._model = runtime, path, model
@@ -72,7 +72,7 @@ class FakeSession:
         self._latencies_ms = [float(latency) for latency in latencies]
         self._runs = 0
 
-    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def run(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """See `Session.run`."""
         feed(self._model.get("inputs", []), inputs, self._path)
         if self._runs >= self._model.get("exit_after", float("inf")):
@@ -83,7 +83,7 @@ class FakeSession:
         self._runtime.elapsed_s += self._latencies_ms[self._runs % len(self._latencies_ms)] / 1000
         self._runs += 1
         batch = next((len(array) for array in inputs.values()), 1)
-        return np.zeros((batch, 2), np.float32)
+        return (np.zeros((batch, 2), np.float32),)
 
     def close(self) -> None:
         """See `Session.close`."""

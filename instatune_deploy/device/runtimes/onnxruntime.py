@@ -43,14 +43,13 @@ class OnnxSession:
         self._path = path
         self._session: onnxruntime.InferenceSession | None = session
         self._inputs = [node.name for node in session.get_inputs()]
-        self._outputs = [session.get_outputs()[0].name]
+        self._outputs = [node.name for node in session.get_outputs()]
 
-    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def run(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """See `Session.run`."""
         if self._session is None:
             raise ArtifactError(f"{self._path} is closed")
-        output: np.ndarray = self._session.run(self._outputs, feed(self._inputs, inputs, self._path))[0]
-        return output
+        return tuple(self._session.run(self._outputs, feed(self._inputs, inputs, self._path)))
 
     def close(self) -> None:
         """See `Session.close`."""

@@ -28,16 +28,16 @@ class OpenVinoSession:
     def __init__(self, path: Path, model: openvino.CompiledModel) -> None:
         self._path = path
         self._inputs = [port.get_any_name() for port in model.inputs]
+        self._outputs = len(model.outputs)
         self._request: openvino.InferRequest | None = model.create_infer_request()
 
-    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def run(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """See `Session.run`."""
         if self._request is None:
             raise ArtifactError(f"{self._path} is closed")
         self._request.infer(feed(self._inputs, inputs, self._path), share_inputs=True, share_outputs=True)
-        # The tensor is the request's own and is overwritten by the next run.
-        output: np.ndarray = self._request.get_output_tensor(0).data.copy()
-        return output
+        # The tensors are the request's own and are overwritten by the next run.
+        return tuple(self._request.get_output_tensor(index).data.copy() for index in range(self._outputs))
 
     def close(self) -> None:
         """See `Session.close`."""
@@ -54,7 +54,7 @@ class FixedShapeSession:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._session: OpenVinoSession | None = None
 
-    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def run(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """See `Session.run`."""
         if self._model is None:
             raise ArtifactError(f"{self._path} is closed")

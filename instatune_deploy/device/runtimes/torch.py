@@ -15,8 +15,8 @@ from instatune_deploy.device.runtimes.base import Session, check_deployment, fee
 from instatune_deploy.errors import ArtifactError, TargetError
 from instatune_deploy.values.deployment import Deployment
 
-#: A network on the device: tensors by input name to the first output, of shape (batch, classes).
-Network = Callable[[dict[str, torch.Tensor]], torch.Tensor]
+#: A network on the device: tensors by input name to its outputs, such as one of shape (batch, classes).
+Network = Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, ...]]
 
 _WARM_UP_RUNS = 3
 # Each holds buffers for the activations of its shapes; a server sees few shapes, for it pads to a few lengths.
@@ -30,14 +30,14 @@ class EagerSession:
         self._path, self._inputs = path, inputs
         self._network: Network | None = network
 
-    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def run(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """See `Session.run`."""
         if self._network is None:
             raise ArtifactError(f"{self._path} is closed")
         arrays = feed(self._inputs, inputs, self._path)
         with torch.inference_mode():
-            output: np.ndarray = self._network({name: _tensor(array) for name, array in arrays.items()}).numpy()
-        return output
+            outputs = self._network({name: _tensor(array) for name, array in arrays.items()})
+        return tuple(output.numpy() for output in outputs)
 
     def close(self) -> None:
         """See `Session.close`."""
@@ -66,19 +66,20 @@ class CapturedGraph:
             torch.cuda.current_stream().wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
-                self._output = network(self._device)
-            self._result = torch.empty_like(self._output, device="cpu", pin_memory=True)
+                self._outputs = network(self._device)
+            self._results = [torch.empty_like(output, device="cpu", pin_memory=True) for output in self._outputs]
 
-    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        """The output for `inputs`, on the host: the GPU is done when this returns."""
+    def run(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        """The outputs for `inputs`, on the host: the GPU is done when this returns."""
         with torch.no_grad():
             for name, array in inputs.items():
                 np.copyto(self._host[name].numpy(), array)
                 self._device[name].copy_(self._host[name], non_blocking=True)
             self._graph.replay()
-            self._result.copy_(self._output, non_blocking=True)
+            for result, output in zip(self._results, self._outputs, strict=True):
+                result.copy_(output, non_blocking=True)
             torch.cuda.current_stream().synchronize()
-            return self._result.numpy().copy()
+            return tuple(result.numpy().copy() for result in self._results)
 
 
 class CudaGraphSession:
@@ -92,7 +93,7 @@ class CudaGraphSession:
         self._network: Network | None = network
         self._graphs: dict[tuple[tuple[int, ...], ...], CapturedGraph] = {}
 
-    def run(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def run(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
         """See `Session.run`."""
         if self._network is None:
             raise ArtifactError(f"{self._path} is closed")

@@ -1,15 +1,29 @@
-"""One file a model family, named by its Hugging Face `model_type`: its axis map."""
+"""One file a model family, named by its Hugging Face `model_type`, hyphens as underscores: its axis map."""
+
+from __future__ import annotations
 
 import importlib
 import pkgutil
+from functools import cache
+from typing import TYPE_CHECKING
 
 from instatune_deploy.elastic.axes import AxisMap
 from instatune_deploy.errors import FamilyError
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@cache
+def _axis_maps() -> dict[str, AxisMap]:
+    """The axis map in each file of this folder, by model type."""
+    files = [importlib.import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__)]
+    return {file.AXIS_MAP.model_type: file.AXIS_MAP for file in files}
+
 
 def supported_families() -> list[str]:
-    """Model types that have an axis map: the names of the files in this folder."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """Model types that have an axis map."""
+    return sorted(_axis_maps())
 
 
 def axis_map(model_type: str) -> AxisMap:
@@ -18,9 +32,22 @@ def axis_map(model_type: str) -> AxisMap:
     Raises:
         FamilyError: there is none; names the supported ones.
     """
-    if model_type not in supported_families():
+    if model_type not in _axis_maps():
         raise FamilyError(
             f"model family {model_type!r} has no axis map; supported families: {', '.join(supported_families())}"
         )
-    found: AxisMap = importlib.import_module(f"{__name__}.{model_type}").AXIS_MAP
-    return found
+    return _axis_maps()[model_type]
+
+
+def config_axis_map(config: PretrainedConfig) -> AxisMap:
+    """The axis map of the family of `config`.
+
+    Raises:
+        FamilyError: the family has none, or `config` has a trait with which its layers cannot be elastic; says why.
+    """
+    axes = axis_map(config.model_type)
+    for attribute, reason in axes.refused:
+        if getattr(config, attribute, None):
+            value = getattr(config, attribute)
+            raise FamilyError(f"a {config.model_type} model with {attribute}: {value} is not supported: {reason}")
+    return axes

@@ -14,4 +14,5 @@ AXIS_MAP = AxisMap(
     head_widths=("attention.self.all_head_size",),
     attention="attention",
     inputs="text",
+    token_types=True,
 )

@@ -14,4 +14,5 @@ AXIS_MAP = AxisMap(
     head_widths=("attention.attention.all_head_size",),
     attention="attention",
     inputs="image",
+    extra_tokens=1,
 )

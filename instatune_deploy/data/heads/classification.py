@@ -1,0 +1,155 @@
+"""A class or a number for a whole sample: a text, a pair of texts, an image."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+from PIL import Image
+from transformers import default_data_collator
+
+from instatune_deploy.data.heads.base import Head, Outputs, check_texts, class_index, class_names
+from instatune_deploy.data.metrics import correlation, score
+from instatune_deploy.errors import DatasetError
+from instatune_deploy.values.recipe import DataSection
+
+if TYPE_CHECKING:
+    from instatune_deploy.data.processor import Processor
+
+
+class _Classification(Head):
+    """A class for each sample. Labels: class indices of shape (samples,)."""
+
+    def classes(self, rows: Dataset, data: DataSection) -> tuple[str, ...]:
+        """See `Head.classes`."""
+        where = f"{data.train}: column {data.label!r}"
+        return class_names(rows.features[data.label], rows[data.label], where)
+
+    def score(self, metric: str, outputs: Outputs, labels: np.ndarray) -> float:
+        """See `Head.score`."""
+        return score(metric, labels, np.stack([logits for (logits,) in outputs]))
+
+
+class TextClassification(_Classification):
+    """A class for each text or pair of texts."""
+
+    task = "text-classification"
+
+    def columns(self, data: DataSection) -> tuple[str, ...]:
+        """See `Head.columns`."""
+        return (*_text_columns(data), data.label)
+
+    def encode(
+        self, name: str, rows: Dataset, data: DataSection, processor: Processor, classes: tuple[str, ...]
+    ) -> tuple[Dataset, np.ndarray]:
+        """See `Head.encode`."""
+        labels = _class_indices(name, rows, data, classes)
+        return _encode_texts(name, rows, data, processor).add_column("labels", labels), labels
+
+
+class TextRegression(Head):
+    """A number for each text or pair of texts, such as how alike two sentences are. Labels: numbers of shape (samples,)."""
+
+    task = "text-regression"
+
+    def columns(self, data: DataSection) -> tuple[str, ...]:
+        """See `Head.columns`."""
+        return (*_text_columns(data), data.label)
+
+    def classes(self, rows: Dataset, data: DataSection) -> tuple[str, ...]:
+        """See `Head.classes`."""
+        return (data.label,)
+
+    def encode(
+        self, name: str, rows: Dataset, data: DataSection, processor: Processor, classes: tuple[str, ...]
+    ) -> tuple[Dataset, np.ndarray]:
+        """See `Head.encode`."""
+        for number, value in enumerate(rows[data.label]):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise DatasetError(f"{name} split, row {number}: {data.label} is {value!r}, not a number")
+        labels = np.asarray(rows[data.label][:], dtype=np.float64)
+        return _encode_texts(name, rows, data, processor).add_column("labels", labels), labels
+
+    def score(self, metric: str, outputs: Outputs, labels: np.ndarray) -> float:
+        """See `Head.score`."""
+        return correlation(metric, labels, np.concatenate([logits for (logits,) in outputs]))
+
+    def decisions(self, outputs: Sequence[np.ndarray], inputs: Mapping[str, np.ndarray]) -> None:
+        """See `Head.decisions`."""
+
+
+class ImageClassification(_Classification):
+    """A class for each image."""
+
+    task = "image-classification"
+    reads = "image"
+
+    def columns(self, data: DataSection) -> tuple[str, ...]:
+        """See `Head.columns`."""
+        return (data.image, data.label)
+
+    def encode(
+        self, name: str, rows: Dataset, data: DataSection, processor: Processor, classes: tuple[str, ...]
+    ) -> tuple[Dataset, np.ndarray]:
+        """See `Head.encode`."""
+        labels = _class_indices(name, rows, data, classes)
+        column = data.image
+
+        def transform(batch: Mapping[str, list[Any]]) -> dict[str, Any]:
+            images = [_image(value, name) for value in batch[column]]
+            return {**processor.encode_images(images), "labels": np.asarray(batch["labels"])}
+
+        # Images are decoded when they are read: a data set of them need not fit in memory.
+        return rows.select_columns([column]).add_column("labels", labels).with_transform(transform), labels
+
+    def collator(self, inner: Any) -> Any:
+        """See `Head.collator`."""
+        return default_data_collator
+
+
+def _text_columns(data: DataSection) -> tuple[str, ...]:
+    return (data.text,) if data.text_pair is None else (data.text, data.text_pair)
+
+
+def _encode_texts(name: str, rows: Dataset, data: DataSection, processor: Processor) -> Dataset:
+    """Texts or pairs of texts as the model reads them."""
+    columns = _text_columns(data)
+    check_texts(name, rows, *columns)
+    return rows.select_columns(list(columns)).map(
+        lambda batch: processor.encode_texts(*(batch[column] for column in columns)), batched=True,
+        remove_columns=list(columns), load_from_cache_file=False, desc=None,
+    )  # fmt: skip
+
+
+def _class_indices(name: str, rows: Dataset, data: DataSection, classes: tuple[str, ...]) -> np.ndarray:
+    """The class of each row as an index, shape (rows,)."""
+    index_of = {known: index for index, known in enumerate(classes)}
+    indices = np.empty(len(rows), dtype=np.int64)
+    for number, value in enumerate(rows[data.label]):
+        index = class_index(value, index_of)
+        if index is None:
+            raise DatasetError(
+                f"{name} split, row {number}: label {value!r} is not one of the {len(classes)} training classes"
+            )
+        indices[number] = index
+    return indices
+
+
+def _image(value: Any, name: str) -> Image.Image:
+    """An RGB image from a decoded one, from encoded bytes, or from an array of grey or RGB pixels 0..255."""
+    try:
+        if isinstance(value, dict):
+            value = value["bytes"] or value["path"]
+        if isinstance(value, bytes):
+            value = Image.open(io.BytesIO(value))
+        elif isinstance(value, str):
+            value = Image.open(value)
+        elif not isinstance(value, Image.Image):
+            value = Image.fromarray(np.asarray(value, dtype=np.uint8))
+        return value.convert("RGB")
+    except Exception as error:
+        raise DatasetError(f"{name} split: an image cannot be decoded: {error}") from None

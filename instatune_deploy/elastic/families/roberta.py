@@ -1,0 +1,18 @@
+"""RoBERTa (Liu et al., 2019), as `transformers.models.roberta` builds it."""
+
+from instatune_deploy.elastic.axes import AxisMap, columns, rows
+
+AXIS_MAP = AxisMap(
+    model_type="roberta",
+    layers="encoder.layer",
+    heads=(
+        *rows("attention.self.query", "attention.self.key", "attention.self.value"),
+        *columns("attention.output.dense"),
+    ),
+    ffn=(*rows("intermediate.dense"), *columns("output.dense")),
+    head_counts=("attention.self.num_attention_heads",),
+    head_widths=("attention.self.all_head_size",),
+    attention="attention",
+    inputs="text",
+    positions_after_padding=True,
+)
