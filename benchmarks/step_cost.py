@@ -7,7 +7,6 @@ the same precision as the plain step.
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -58,9 +57,10 @@ def step(trainer: Trainer, batch: dict[str, torch.Tensor]) -> float:
     return time.perf_counter() - started
 
 
-def peak_bytes() -> int:
-    """The most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def resident_bytes(key: str) -> int:
+    """Memory of this process: ``VmRSS`` now, ``VmHWM`` at its peak. (`getrusage` would give the parent's peak as well.)"""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return 1024 * int(line.split()[1])
 
 
 def memory_of(kind: str, task: str) -> int:
@@ -68,11 +68,11 @@ def memory_of(kind: str, task: str) -> int:
     material = Material(SUBJECTS[task])
     batches = labelled_batches(material.data.train, BATCH * MEMORY_STEPS, BATCH, material.processor)
     with tempfile.TemporaryDirectory() as directory:
-        before = peak_bytes()
+        before = resident_bytes("VmRSS")
         trainer = trainer_of(kind, material, Path(directory))
         for batch in batches:
             step(trainer, batch)
-    return peak_bytes() - before
+    return resident_bytes("VmHWM") - before
 
 
 def step_cost(task: str) -> dict[str, Any]:
