@@ -143,6 +143,7 @@ def eager_ms(subject: Subject, wanted: list[Architecture], report: Report) -> di
     deployment = Deployment("torch")
     settings = TimingSettings(seconds=2 * PROXY_SECONDS, sessions=1)
     found = measure(files, subject.prober.inputs(deployment), deployment, seed=SEED, settings=settings).samples
+    shutil.rmtree(directory)  # gigabytes
     return {name: sample.label_ms for name, sample in found.items()}
 
 
@@ -316,6 +317,8 @@ def main(names: list[str]) -> int:
                 quoted = ["mape_pct", "max_pct", "tau"]
                 quoted += ["noise_floor_pct", "probes", "measure_s", "within_2_pct"] if not prefix else []
                 figures.update({f"{prefix}{subject.name}.{key}.{name}": row[name] for name in quoted})
+        if MEASURES:
+            shutil.rmtree(RUN / "probes" / subject.name, ignore_errors=True)
     if MEASURES and names:
         return 0
     for path in sorted(RECORDS.glob("hat_*.csv")):
