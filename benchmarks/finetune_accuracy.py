@@ -85,10 +85,6 @@ class Bench:
         self.name, self.space = material.subject.name, material.space
         self.data, self.processor = material.data, material.processor
 
-    def full_shape(self, seed: int) -> ModelShape:
-        """Sizes of the full network."""
-        return self.material.shape(self.material.load_model(seed))
-
     def limit(self, shape: ModelShape, cut: str) -> float:
         """Multiply-accumulates that a network may have."""
         return (1 - CUTS[cut]) * count_macs(shape, shape.full())
@@ -147,7 +143,7 @@ class Bench:
 
         def make() -> list[dict[str, Any]]:
             teacher, _ = self.teacher(seed, self.settings("best"))
-            full = self.material.shape(teacher).full()
+            full = self.material.full_shape.full()
             distilled = self.tuned(copy.deepcopy(teacher), self.space, full, seed)
             rows = [("teacher", Supernet(teacher, self.space)), ("full", distilled)]
             return [self.row(method, seed, "0", network, full) for method, network in rows]
@@ -188,7 +184,7 @@ class Bench:
         sort_by_importance(supernet, scores)
         sorted_heads = [sorted(s.tolist(), reverse=True) for s in scores.heads]
         sorted_ffn = [np.sort(s.numpy())[::-1].reshape(-1, group).sum(axis=1).tolist() for s in scores.ffn]
-        shape = self.material.shape(teacher)
+        shape = self.material.full_shape
         kept = [[heads, int(config.intermediate_size) // group] for _ in sorted_heads]
 
         def architecture() -> Architecture:
@@ -217,7 +213,7 @@ class Bench:
         """
         path = self.root / f"{method}-{seed}" / "evaluations.jsonl"
         evaluate = Evaluator(supernet, self.data.search, self.processor, metric="accuracy", path=path)
-        shape = self.material.shape(supernet.model)
+        shape = self.material.full_shape
         everything = supernet.space.sample(min(30_000, supernet.space.size), seed=0)
         rng = random.Random(seed)
         chosen = {}
@@ -240,7 +236,7 @@ class Bench:
 
     def row(self, method: str, seed: int, cut: str, network: Any, architecture: Architecture) -> dict[str, Any]:
         """The accuracy of a network on the report split."""
-        shape = self.full_shape(seed)
+        shape = self.material.full_shape
         path = self.root / "report.jsonl"
         path.unlink(missing_ok=True)
         found = Evaluator(network, self.material.report_split, self.processor, metric="accuracy", path=path)(

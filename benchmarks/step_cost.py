@@ -19,10 +19,9 @@ import torch
 from transformers import Trainer
 
 from benchmarks.tuning_tasks import SUBJECTS, Material
-from instatune_deploy.elastic.drawing import Drawer, DrawSettings
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.trainer import BucketTrainer, ElasticTrainer
-from instatune_deploy.elastic.training import labelled_batches, loss_of, trainer_arguments
+from instatune_deploy.elastic.training import drawer_of, labelled_batches, loss_of, trainer_arguments
 from instatune_deploy.faces.cli.app import quiet_libraries
 from instatune_deploy.values.recipe import FinetuneSection
 
@@ -39,8 +38,7 @@ def trainer_of(kind: str, material: Material, directory: Path) -> Trainer:
         trainer: Trainer = BucketTrainer(model=model, **arguments)
     else:
         supernet = Supernet(model, material.space)
-        drawn = DrawSettings(settings.subnetworks, settings.sampling)
-        drawer = Drawer(material.space, material.shape(model), drawn, seed=0)
+        drawer = drawer_of(settings, material.space, material.full_shape, seed=0)
         trainer = ElasticTrainer(supernet, loss_of(settings), drawer, **arguments)
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = 1

@@ -73,6 +73,7 @@ class Material:
         """The pre-trained model with a task head initialised by `seed`."""
         return load_pretrained(self.subject.model, self.subject.task, self.data.classes, reset_head=False, seed=seed)
 
-    def shape(self, model: PreTrainedModel) -> ModelShape:
-        """Sizes that multiply-accumulates follow from."""
-        return Supernet(model, self.space).shape(self.subject.data.sequence_length)
+    @cached_property
+    def full_shape(self) -> ModelShape:
+        """Sizes of the full network, which multiply-accumulates follow from; no seed changes them."""
+        return Supernet(self.load_model(0), self.space).shape(self.subject.data.sequence_length)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from instatune_deploy.data.heads.tokens import IGNORED
+
 #: How a student's rows are compared with the teacher's: logits by a divergence of their softmax over the last axis (KL),
 #: numbers by their squared error.
 Kind = Literal["logits", "numbers"]
@@ -14,8 +16,6 @@ Kind = Literal["logits", "numbers"]
 #: Logit of positions that are padding: no probability is left for them at any temperature. Their difference stays finite, so
 #: that nothing times it is nothing.
 PADDING_LOGIT = -1e9
-#: Labels of tokens that are not learnt, as PyTorch's losses have it.
-_IGNORED = -100
 
 
 def distillation_terms(student: Any, teacher: Any, batch: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor, Kind]]:
@@ -44,7 +44,7 @@ def distillation_terms(student: Any, teacher: Any, batch: Mapping[str, Tensor]) 
         ]
     ours, theirs = student.logits.float(), teacher.logits.float()
     if ours.dim() == 3:
-        learnt = batch["labels"] != _IGNORED
+        learnt = batch["labels"] != IGNORED
         return [(ours[learnt], theirs[learnt], "logits")]
     return [(ours, theirs, "numbers" if ours.shape[-1] == 1 else "logits")]
 

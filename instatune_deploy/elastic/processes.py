@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 
-import torch.distributed
-
 
 def process_count() -> int:
     """How many processes train together; 1 unless they were launched so."""
@@ -19,5 +17,7 @@ def is_main_process() -> bool:
 
 def wait_for_all() -> None:
     """Wait until every process is here; nothing for one alone."""
+    import torch.distributed  # here, for the command line asks the questions above before it loads torch
+
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()

@@ -17,14 +17,16 @@ from transformers.trainer_callback import PrinterCallback
 
 from instatune_deploy.data.dataset import Split
 from instatune_deploy.data.processor import Processor
+from instatune_deploy.elastic.drawing import Drawer, DrawSettings
 from instatune_deploy.elastic.losses import ElasticLoss
-from instatune_deploy.elastic.optimizer import WeightAverage
+from instatune_deploy.elastic.optimizer import RateSettings, WeightAverage
 from instatune_deploy.elastic.processes import is_main_process, process_count
 from instatune_deploy.elastic.subnetwork import CONFIG_KEY, build_subnetwork, load_state
 from instatune_deploy.elastic.trainer import ElasticTrainer, KeepDrawer
 from instatune_deploy.errors import UsageError
+from instatune_deploy.values.macs import ModelShape
 from instatune_deploy.values.recipe import FinetuneSection, TrainingSection
-from instatune_deploy.values.space import Architecture
+from instatune_deploy.values.space import Architecture, SearchSpace
 
 Report = Callable[[str], None]
 
@@ -42,6 +44,17 @@ def loss_of(settings: FinetuneSection) -> ElasticLoss:
         temperature=settings.temperature, divergence=settings.divergence, hidden_weight=settings.hidden_weight,
         attention_weight=settings.attention_weight,
     )  # fmt: skip
+
+
+def rates_of(settings: FinetuneSection) -> RateSettings:
+    """The learning rates that a recipe asks for."""
+    return RateSettings(settings.head_rate, settings.layer_decay)
+
+
+def drawer_of(settings: FinetuneSection, space: SearchSpace, shape: ModelShape, *, seed: int) -> Drawer:
+    """What draws the sub-networks of each step as a recipe asks for."""
+    drawn = DrawSettings(settings.subnetworks, settings.sampling, settings.widen_epochs)
+    return Drawer(space, shape, drawn, seed=seed)
 
 
 def trainer_arguments(

@@ -10,18 +10,24 @@ from transformers import PreTrainedModel
 
 from instatune_deploy.data.dataset import Split, TaskData
 from instatune_deploy.data.processor import Processor
-from instatune_deploy.elastic.drawing import Drawer, DrawSettings
 from instatune_deploy.elastic.importance import (
     first_order_importance,
     fisher_importance,
     layer_drop_order,
     sort_by_importance,
 )
-from instatune_deploy.elastic.optimizer import RateSettings
 from instatune_deploy.elastic.processes import is_main_process, wait_for_all
 from instatune_deploy.elastic.supernet import Supernet, load_supernet, save_supernet
 from instatune_deploy.elastic.trainer import BucketTrainer, ElasticTrainer
-from instatune_deploy.elastic.training import labelled_batches, loss_of, train, trainer_arguments, with_dropout
+from instatune_deploy.elastic.training import (
+    drawer_of,
+    labelled_batches,
+    loss_of,
+    rates_of,
+    train,
+    trainer_arguments,
+    with_dropout,
+)
 from instatune_deploy.values.recipe import FinetuneSection
 from instatune_deploy.values.space import SearchSpace
 from instatune_deploy.workspace import Workspace, content_key, new_directory
@@ -63,10 +69,9 @@ def finetune(
     checkpoints = workspace.path(".checkpoints", f"elastic-{elastic_key}")
     report(f"elastic fine-tuning: {settings.epochs:g} epochs of {len(data.train)} samples, {space.size:,} sub-networks")
     shape = supernet.shape(processor.sequence_length)
-    drawn = DrawSettings(settings.subnetworks, settings.sampling, settings.widen_epochs)
     trainer = ElasticTrainer(
-        supernet, loss_of(settings), Drawer(supernet.space, shape, drawn, seed=seed),
-        teacher if settings.gamma != "off" else None, rates=RateSettings(settings.head_rate, settings.layer_decay),
+        supernet, loss_of(settings), drawer_of(settings, supernet.space, shape, seed=seed),
+        teacher if settings.gamma != "off" else None, rates=rates_of(settings),
         **trainer_arguments(settings, data.train, processor, checkpoints, seed, report),
     )  # fmt: skip
     train(trainer, checkpoints, report, ema_decay=settings.ema_decay)

@@ -10,11 +10,10 @@ from transformers import PreTrainedModel
 
 from instatune_deploy.data.dataset import TaskData
 from instatune_deploy.data.processor import Processor
-from instatune_deploy.elastic.optimizer import RateSettings
 from instatune_deploy.elastic.subnetwork import load_subnetwork
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.trainer import DistillingTrainer
-from instatune_deploy.elastic.training import loss_of, train, trainer_arguments, with_dropout
+from instatune_deploy.elastic.training import loss_of, rates_of, train, trainer_arguments, with_dropout
 from instatune_deploy.values.recipe import FinetuneSection
 from instatune_deploy.values.space import Architecture
 from instatune_deploy.workspace import Workspace, content_key, new_directory
@@ -46,7 +45,7 @@ def tune(
     report(f"tuning {architecture} alone: {settings.epochs:g} epochs of {len(data.train)} samples")
     trainer = DistillingTrainer(
         network, replace(loss_of(settings), gamma="on"), teacher,
-        kept=supernet.space.kept_layers(architecture.depth), rates=RateSettings(settings.head_rate, settings.layer_decay),
+        kept=supernet.space.kept_layers(architecture.depth), rates=rates_of(settings),
         **trainer_arguments(settings, data.train, processor, checkpoints, seed, report),
     )  # fmt: skip
     train(trainer, checkpoints, report, ema_decay=settings.ema_decay)

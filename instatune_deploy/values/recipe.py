@@ -210,9 +210,14 @@ def _default_metric(given: dict[str, Any]) -> Metric:
 
 
 class Recipe(Section):
-    """The whole recipe. `model` is a directory or hub name; with `reset_head` its task head is replaced by a new one, as
-    for a task of other classes. `metric` is what the search makes large, by default the first of the task's (see `METRICS`). `space` is a preset's name, ``paper`` (the one of the model's family) or choices. `targets` maps each target to its latency budgets: ms (``8`` or ``8ms``), or a share (``50%``) of
-    the full network's measured latency on its fastest deployment there. Budgets are set on `percentile`."""
+    """The whole recipe.
+
+    `model` is a directory or hub name; with `reset_head` its task head is replaced by a new one, as for a task of other
+    classes. `metric` is what the search makes large, by default the first of the task's (see `METRICS`). `space` is a
+    preset's name, ``paper`` (the one of the model's family) or choices. `targets` maps each target to its latency budgets:
+    ms (``8`` or ``8ms``), or a share (``50%``) of the full network's measured latency on its fastest deployment there.
+    Budgets are set on `percentile`.
+    """
 
     name: str = "run"
     model: str

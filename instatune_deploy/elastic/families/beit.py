@@ -1,21 +1,17 @@
-"""BEiT (Bao et al., 2021), as `transformers.models.beit` builds it."""
+"""BEiT (Bao et al., 2021), as `transformers.models.beit` builds it: ViT's layers, with a bias for each relative position."""
 
-from instatune_deploy.elastic.axes import AxisMap, columns, one_column_a_head, rows
+from dataclasses import replace
 
-AXIS_MAP = AxisMap(
+from instatune_deploy.elastic.axes import one_column_a_head
+from instatune_deploy.elastic.families import vit
+
+AXIS_MAP = replace(
+    vit.AXIS_MAP,
     model_type="beit",
-    layers="encoder.layer",
     heads=(
-        *rows("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+        *vit.AXIS_MAP.heads,
         *one_column_a_head("attention.attention.relative_position_bias.relative_position_bias_table"),
-        *columns("attention.output.dense"),
     ),
-    ffn=(*rows("intermediate.dense"), *columns("output.dense")),
-    head_counts=("attention.attention.num_attention_heads",),
-    head_widths=("attention.attention.all_head_size",),
-    attention="attention",
-    inputs="image",
-    extra_tokens=1,
     refused=(
         (
             "use_shared_relative_position_bias",

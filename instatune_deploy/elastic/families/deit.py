@@ -1,18 +1,7 @@
-"""DeiT (Touvron et al., 2020), as `transformers.models.deit` builds it."""
+"""DeiT (Touvron et al., 2020), as `transformers.models.deit` builds it: ViT's layers."""
 
-from instatune_deploy.elastic.axes import AxisMap, columns, rows
+from dataclasses import replace
 
-AXIS_MAP = AxisMap(
-    model_type="deit",
-    layers="encoder.layer",
-    heads=(
-        *rows("attention.attention.query", "attention.attention.key", "attention.attention.value"),
-        *columns("attention.output.dense"),
-    ),
-    ffn=(*rows("intermediate.dense"), *columns("output.dense")),
-    head_counts=("attention.attention.num_attention_heads",),
-    head_widths=("attention.attention.all_head_size",),
-    attention="attention",
-    inputs="image",
-    extra_tokens=2,  # class and distillation token
-)
+from instatune_deploy.elastic.families import vit
+
+AXIS_MAP = replace(vit.AXIS_MAP, model_type="deit", extra_tokens=2)  # class and distillation token

@@ -1,18 +1,7 @@
-"""RoBERTa (Liu et al., 2019), as `transformers.models.roberta` builds it."""
+"""RoBERTa (Liu et al., 2019), as `transformers.models.roberta` builds it: BERT's layers, other positions."""
 
-from instatune_deploy.elastic.axes import AxisMap, columns, rows
+from dataclasses import replace
 
-AXIS_MAP = AxisMap(
-    model_type="roberta",
-    layers="encoder.layer",
-    heads=(
-        *rows("attention.self.query", "attention.self.key", "attention.self.value"),
-        *columns("attention.output.dense"),
-    ),
-    ffn=(*rows("intermediate.dense"), *columns("output.dense")),
-    head_counts=("attention.self.num_attention_heads",),
-    head_widths=("attention.self.all_head_size",),
-    attention="attention",
-    inputs="text",
-    positions_after_padding=True,
-)
+from instatune_deploy.elastic.families import bert
+
+AXIS_MAP = replace(bert.AXIS_MAP, model_type="roberta", token_types=False, positions_after_padding=True)

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from instatune_deploy import __version__
+from instatune_deploy.elastic.processes import is_main_process
 from instatune_deploy.errors import InstatuneError, UsageError
 
 app = typer.Typer(
@@ -56,7 +57,7 @@ def options(
 def progress() -> Callable[[str], None]:
     """A function that prints a line to stderr with the seconds since now."""
     started = time.monotonic()
-    if os.environ.get("RANK", "0") != "0":  # of several processes that train together one speaks
+    if not is_main_process():  # of several that train together one speaks
         return lambda line: None
     return lambda line: typer.echo(f"[{time.monotonic() - started:7.1f} s] {line}", err=True)
 
