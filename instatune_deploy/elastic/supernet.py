@@ -102,7 +102,9 @@ class Supernet(nn.Module):
 
     def elastic_parameters(self, index: int) -> dict[str, Tensor]:
         """The elastic parameters of one of the full network's layers, by their names below it."""
-        return {axis.parameter: attrgetter(axis.parameter)(self.layers[index]) for axis in self.map.heads + self.map.ffn}
+        return {
+            axis.parameter: attrgetter(axis.parameter)(self.layers[index]) for axis in self.map.heads + self.map.ffn
+        }
 
     def _layer_views(
         self, index: int, choice: LayerChoice, whole: Mapping[str, Tensor] | None = None
