@@ -241,7 +241,9 @@ def positions_read(supernet: Supernet, batch: Mapping[str, Tensor]) -> int:
         batch: the model's inputs by name, without labels.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        few = {name: tensor[:4].clone() for name, tensor in batch.items()}  # tensors of inference mode have no gradients
+        few = {
+            name: tensor[:4].clone() for name, tensor in batch.items()
+        }  # tensors of inference mode have no gradients
         leaf = _Leaf(supernet.layers[0])
         with supernet.running([leaf]):
             output = supernet.model(**few)

@@ -61,12 +61,11 @@ def choose(runs: Runs, batches: Sequence[Batch], metric: str, wanted: Precision)
     exact, near = (runs.outputs(tried, batches, Arithmetic(name)) for name in ("fp32", "bf16"))
     doubt, share = _doubt(runs, exact, near)
     arithmetic = Arithmetic("bf16", doubt)
-    values = [
-        [runs.split.score(metric, found) for found in side]
-        for side in (exact, runs.outputs(tried, batches, arithmetic) if doubt else near)
-    ]
-    move = float(np.abs(np.subtract(*values)).max())
-    span, speedup = float(np.ptp(values[0])), 1 / (1 / speedup + share)
+    if doubt:
+        near = runs.outputs(tried, batches, arithmetic)
+    right, found = (np.asarray([runs.split.score(metric, own) for own in side]) for side in (exact, near))
+    move, span = float(np.abs(right - found).max()), float(np.ptp(right))
+    speedup = 1 / (1 / speedup + share)
     if auto and (speedup <= 1 or move > LARGEST_MOVE * span):
         reason = f"bf16 is {speedup:.2f} times as fast here and moves a value by {move:.2g}, of a range of {span:.2g}"
         return PrecisionCheck(Arithmetic(), reason, speedup, move, span)
