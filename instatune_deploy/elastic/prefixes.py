@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.utils.generic import ModelOutput
 
-from instatune_deploy.elastic.axes import Axis, AxisMap
+from instatune_deploy.elastic.axes import Axis
+from instatune_deploy.elastic.positions import positions_read
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.values.space import Architecture, LayerChoice
 
@@ -23,13 +24,16 @@ _Kept = tuple[int, LayerChoice]
 class SharedPrefixes:
     """Runs the same sub-networks batch after batch, for evaluation: without gradients, dropout or a copy of the weights.
 
-    Sub-networks that begin with the same layers, kept alike, have the same hidden states after these, and such that keep
-    as many heads of the next layer have the same attention outputs there. They are run in the order of a depth-first walk
-    through the tree that their layers span, and only what is on the way from the root to the present layer is remembered:
-    at most two hidden states a layer. Of the last layer of each, what is not attention is computed for the positions that
-    the task head reads alone (a classifier reads the first).
+    They are run in the order of a depth-first walk through the tree that their layers span, so that
 
-    Outputs are those of `Supernet.forward`, but that a matrix product of fewer rows may round its last bit otherwise.
+    - sub-networks that begin with the same layers, kept alike, share these layers' outputs;
+    - such that go on with the same layer at different sizes share what it computes: heads add up, in the projection after
+      them, and so do the neurons of an MLP, so a larger choice adds its own heads and neurons to the sum of a smaller one;
+    - of the last layer of each, what does not mix positions is computed only for those that the task head reads (a
+      classifier reads the first).
+
+    Only what is on the way from the root to the present layer is remembered, at most four hidden states a layer. Outputs
+    are those of `Supernet.forward` but for the rounding of sums in another order.
 
     Args:
         supernet: holds the sub-networks; it must be in evaluation mode.
@@ -47,12 +51,7 @@ class SharedPrefixes:
         self.supernet, self.dtype = supernet, dtype
         self._kept: list[list[_Kept]] = [supernet.kept(architecture) for architecture in architectures]
         self._walk = sorted(range(len(self._kept)), key=self._kept.__getitem__)
-        self._layers: dict[_Kept, nn.Module] = {}
-        whole: dict[int, dict[str, Tensor] | None] = {}
-        for index, choice in sorted({layer for kept in self._kept for layer in kept}):
-            if index not in whole:
-                whole[index] = self._cast(index)
-            self._layers[index, choice] = supernet.sliced(index, choice, whole[index])
+        self._whole = {index: self._cast(index) for index in {index for kept in self._kept for index, _ in kept}}
         self._positions: int | None = None
 
     @torch.no_grad()
@@ -77,53 +76,59 @@ class SharedPrefixes:
     def _run(self, batch: Mapping[str, Tensor]) -> list[ModelOutput]:
         outputs: list[Any] = [None] * len(self._kept)
         path: list[_Step] = []
-        following = [*self._walk[1:], None]
-        with _run_once(_embeddings(self.supernet), []):
-            for number, after in zip(self._walk, following, strict=True):
-                path = _next_path(path, self._kept[number])
-                shared = _Shared.of(self._kept[number], [] if after is None else self._kept[after])
-                layers = [self._layer(step) for step in path]
-                if not shared.whole:
-                    layers[-1] = self._layer(path[-1], self._positions, keep_attention=shared.attention)
+        embeddings = _embeddings(self.supernet)
+        with _replaced(embeddings, _once(embeddings.forward, [])):
+            for number, following in zip(self._walk, [*self._walk[1:], None], strict=True):
+                kept = self._kept[number]
+                after = [] if following is None else self._kept[following]
+                path = _next_path(path, kept)
+                layers = [_Remembered(self, step) for step in path]
+                common = _common(kept, after)
+                if self._positions and common < len(kept):
+                    layers[-1].positions = self._positions
+                    goes_on = common == len(kept) - 1 < len(after)
+                    layers[-1].keep_attention = goes_on and _same_attention(kept[-1], after[common])
                 with self.supernet.running(layers):
                     outputs[number] = self.supernet.model(**batch)
         return outputs
 
-    def _layer(self, step: _Step, positions: int | None = None, *, keep_attention: bool = True) -> nn.Module:
-        index, _ = step.layer
-        full, axes = self.supernet.layers[index], self.supernet.map
-        return _Remembered(self._layers[step.layer], full, axes, step, positions, keep_attention)
+    def sliced(self, layer: _Kept, beyond: LayerChoice) -> nn.Module:
+        """See `Supernet.sliced`."""
+        index, choice = layer
+        return self.supernet.sliced(index, choice, beyond, self._whole[index])
+
+
+@dataclass
+class _Sum:
+    """What the first `size` heads or neurons of a layer put out together, after their projection."""
+
+    size: int = 0
+    total: Tensor | None = None
 
 
 @dataclass
 class _Step:
-    """One layer of the present path, with what its attention block and it put out once they have run (none or one)."""
+    """One layer of the present path, with what is known of it."""
 
     layer: _Kept
+    #: Of its first heads, and of its first neurons given its heads.
+    heads: _Sum = field(default_factory=_Sum)
+    neurons: _Sum = field(default_factory=_Sum)
+    #: Outputs of the attention block and of the layer; none or one.
     attention: list[Any] = field(default_factory=list)
     output: list[Any] = field(default_factory=list)
 
 
 def _next_path(path: Sequence[_Step], kept: Sequence[_Kept]) -> list[_Step]:
-    """The path of a sub-network, with what the one before it on the walk has computed of it."""
+    """The path of a sub-network, with what those before it on the walk have computed of it."""
     common = _common([step.layer for step in path], kept)
     steps = [*path[:common], *(_Step(layer) for layer in kept[common:])]
-    if common < min(len(path), len(kept)) and _same_attention(path[common].layer, kept[common]):
-        steps[common].attention = path[common].attention
+    if common < min(len(path), len(kept)) and path[common].layer[0] == kept[common][0]:
+        before, step = path[common], steps[common]
+        step.heads = before.heads
+        if _same_attention(before.layer, step.layer):
+            step.attention, step.neurons = before.attention, before.neurons
     return steps
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """What the next sub-network on the walk needs of the last layer of this one: all of it, its attention, or nothing."""
-
-    whole: bool
-    attention: bool
-
-    @classmethod
-    def of(cls, kept: Sequence[_Kept], after: Sequence[_Kept]) -> _Shared:
-        common, last = _common(kept, after), len(kept) - 1
-        return cls(common > last, common == last < len(after) and _same_attention(kept[last], after[last]))
 
 
 def _common(one: Sequence[_Kept], other: Sequence[_Kept]) -> int:
@@ -137,134 +142,127 @@ def _same_attention(one: _Kept, other: _Kept) -> bool:
 
 
 class _Remembered(nn.Module):
-    """A layer that runs only if its output is not known, and its attention block likewise.
+    """A layer that computes what is not known yet of its step on the path, and adds it there."""
 
-    Args:
-        sliced: the layer as a sub-network has it; `full`: the full network's that it is a view of.
-        step: its place on the path, to which it adds what it computes.
-        positions: of the layer's output only so many first positions are right, and it is not kept; None: it is whole.
-        keep_attention: whether the attention block's output must be whole and kept even so.
-    """
-
-    def __init__(
-        self, sliced: nn.Module, full: nn.Module, axes: AxisMap, step: _Step, positions: int | None, keep_attention: bool
-    ) -> None:  # fmt: skip
+    def __init__(self, run: SharedPrefixes, step: _Step) -> None:
         super().__init__()
-        self.sliced, self.full, self.axes, self.step = sliced, full, axes, step
-        self.positions, self.keep_attention = positions, keep_attention
+        self.sliced, self.step = run.sliced, step
+        self.axes, self.full = run.supernet.map, run.supernet.layers[step.layer[0]]
+        #: If set, only so many first positions of the output are right, and it is not kept.
+        self.positions: int | None = None
+        #: Whether the attention block's output must be whole and kept even so.
+        self.keep_attention = False
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         step = self.step
         if step.output:
             return step.output[0]
+        tokens = inputs[0].shape[1]
+        beyond = LayerChoice(0 if step.attention else step.heads.size, step.neurons.size)
         with ExitStack() as stack:
-            if self.positions:
-                stack.enter_context(_first_positions(self.full, self.axes.ffn, self.positions))
-            if self.positions and not self.keep_attention and not step.attention:
-                stack.enter_context(_first_positions(self.full, self.axes.heads, self.positions, output_alone=True))
-            else:
-                stack.enter_context(_run_once(self.full.get_submodule(self.axes.attention), step.attention))
-            output = self.sliced(*inputs, **options)
-        if not self.positions:
+            self._share_attention(stack, tokens)
+            self._share_neurons(stack, tokens)
+            output = self.sliced(step.layer, beyond)(*inputs, **options)
+        if self.positions is None:
             step.output.append(output)
         return output
 
+    def _share_attention(self, stack: ExitStack, tokens: int) -> None:
+        """Until `stack` is closed, the attention block computes what is needed of it."""
+        step, positions = self.step, None if self.keep_attention else self.positions
+        if step.attention or positions is None:
+            block = self.full.get_submodule(self.axes.attention)
+            stack.enter_context(_replaced(block, _once(block.forward, step.attention)))
+        if step.attention:
+            return
+        (projection,) = _modules(self.full, self.axes.heads, dim=1)
+        step.heads = _add(stack, projection, step.heads, step.layer[1].heads, positions, tokens)
+        if positions is not None and self.axes.queries:
+            queries = self.full.get_submodule(self.axes.queries)
+            stack.enter_context(_replaced(queries, _padded(_narrowed(queries.forward, positions), tokens)))
 
-def _embeddings(supernet: Supernet) -> nn.Module:
-    """The part of the model that the first layer's input comes from; the same for all sub-networks."""
-    base = supernet.model.base_model
-    inputs = base.get_input_embeddings()
-    return next(part for part in base.children() if any(module is inputs for module in part.modules()))
+    def _share_neurons(self, stack: ExitStack, tokens: int) -> None:
+        """Until `stack` is closed, the MLP computes what is needed of it."""
+        (first,), (last,) = (_modules(self.full, self.axes.ffn, dim) for dim in (0, 1))
+        if self.positions is not None:
+            stack.enter_context(_replaced(first, _narrowed(first.forward, self.positions)))
+        self.step.neurons = _add(stack, last, self.step.neurons, self.step.layer[1].ffn, self.positions, tokens)
 
 
-@contextmanager
-def _run_once(module: nn.Module, found: list[Any]) -> Iterator[None]:
-    """While open, `module` is run only if `found` is empty, and then adds its output; it gives what is in `found`. Calls
-    must be with the same inputs. Its attributes, which models read, stay what they are."""
-    run = module.forward
+def _modules(layer: nn.Module, axes: Sequence[Axis], dim: int) -> list[nn.Linear]:
+    """The linear modules whose weights are sliced along `dim`: 0 of those before the heads or neurons, 1 after them."""
+    names = (axis.parameter.rpartition(".") for axis in axes if axis.dim == dim and not axis.one_per_head)
+    found: list[Any] = [layer.get_submodule(module) for module in dict.fromkeys(module for module, _, _ in names)]
+    return found
+
+
+def _add(
+    stack: ExitStack, projection: nn.Linear, before: _Sum, size: int, positions: int | None, tokens: int
+) -> _Sum:  # fmt: skip
+    """Until `stack` is closed, `projection` adds what it puts out, without its bias, to the sum `before`, if that is any.
+
+    Args:
+        size: heads or neurons that this makes together.
+        positions: if given, it does so for the first positions only, of all `tokens` there are.
+
+    Returns:
+        The sum, made when `projection` runs; `before` where `positions` are given.
+    """
+    after = _Sum(size)
+
+    def forward(states: Tensor) -> Tensor:
+        states = states[:, :positions]
+        total = functional.linear(states, projection.weight, projection.bias if before.total is None else None)
+        if before.total is not None:
+            total = total + before.total[:, : total.shape[1]]
+        after.total = total
+        return total
+
+    stack.enter_context(_replaced(projection, forward if positions is None else _padded(forward, tokens)))
+    return after if positions is None else before
+
+
+def _narrowed(run: Callable[[Tensor], Tensor], positions: int) -> Callable[[Tensor], Tensor]:
+    """`run` for the first positions only."""
+    return lambda states: run(states[:, :positions])
+
+
+def _padded(run: Callable[[Tensor], Tensor], tokens: int) -> Callable[[Tensor], Tensor]:
+    """`run` with zeros at the positions up to `tokens` that it leaves out."""
+
+    def forward(states: Tensor) -> Tensor:
+        found = run(states)
+        return functional.pad(found, (0, 0, 0, tokens - found.shape[1]))
+
+    return forward
+
+
+def _once(run: Callable[..., Any], found: list[Any]) -> Callable[..., Any]:
+    """`run` if `found` is empty, to which its output is added; what is in `found` otherwise."""
 
     def forward(*inputs: Any, **options: Any) -> Any:
         if not found:
             found.append(run(*inputs, **options))
         return found[0]
 
-    own = vars(module).get("forward")  # some library may have put one in the place of the class's
-    try:
-        module.forward = forward
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
+    return forward
 
 
 @contextmanager
-def _first_positions(
-    layer: nn.Module, axes: Sequence[Axis], positions: int, *, output_alone: bool = False
-) -> Iterator[None]:
-    """While open, linear modules of `layer` compute the first `positions` only; what follows sees zeros at the others.
-
-    What stands between the first and the last of `axes`' modules must work on each position by itself, as an MLP's
-    activation does.
-
-    Args:
-        axes: of the MLP, or of the heads with `output_alone`: what mixes positions comes before their output projection.
-    """
-    first, last = (
-        layer.get_submodule(next(axis for axis in axes if axis.dim == dim and not axis.one_per_head).parameter.rpartition(".")[0])
-        for dim in (1 if output_alone else 0, 1)
-    )  # fmt: skip
-    lengths: list[int] = []
-
-    def narrow(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        lengths.append(inputs[0].shape[1])
-        return (inputs[0][:, :positions], *inputs[1:])
-
-    def widen(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return functional.pad(output, (0, 0, 0, lengths.pop() - output.shape[1]))
-
-    hooks = [first.register_forward_pre_hook(narrow), last.register_forward_hook(widen)]
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """While open, calls of `module` are calls of `forward`; its attributes, which models read, stay what they are."""
+    own = vars(module).get("forward")  # some library may have put one in the place of the class's
     try:
+        vars(module)["forward"] = forward
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        del vars(module)["forward"]
+        if own is not None:
+            vars(module)["forward"] = own
 
 
-def positions_read(supernet: Supernet, batch: Mapping[str, Tensor]) -> int:
-    """How many first positions of the last layer's output what comes after it reads; 0 if that may be any of them.
-
-    Found by differentiation: a position that is not read has no gradient. Only a few samples of `batch` are run.
-
-    Args:
-        batch: the model's inputs by name, without labels.
-    """
-    with torch.inference_mode(False), torch.enable_grad():
-        few = {
-            name: tensor[:4].clone() for name, tensor in batch.items()
-        }  # tensors of inference mode have no gradients
-        leaf = _Leaf(supernet.layers[0])
-        with supernet.running([leaf]):
-            output = supernet.model(**few)
-        total = sum(tensor.square().sum() for tensor in output.values() if isinstance(tensor, Tensor))
-        (gradient,) = torch.autograd.grad(total, leaf.states)
-    read = gradient.abs().amax(dim=(0, 2)).nonzero()
-    positions = int(read.max()) + 1 if len(read) else 0
-    # A head that reads many positions may read others in other batches.
-    return positions if 4 * positions <= gradient.shape[1] else 0
-
-
-class _Leaf(nn.Module):
-    """A layer whose output, in `states`, begins the graph that is differentiated."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer, self.states = layer, list[Tensor]()
-
-    def forward(self, *inputs: Any, **options: Any) -> Any:
-        with torch.no_grad():
-            output = self.layer(*inputs, **options)
-        state = output if isinstance(output, Tensor) else output[0]
-        self.states.append(state.detach().requires_grad_())
-        return self.states[0] if isinstance(output, Tensor) else (self.states[0], *output[1:])
+def _embeddings(supernet: Supernet) -> nn.Module:
+    """The part of the model that the first layer's input comes from; the same for all sub-networks."""
+    base: Any = supernet.model.base_model
+    inputs = base.get_input_embeddings()
+    return next(part for part in base.children() if any(module is inputs for module in part.modules()))

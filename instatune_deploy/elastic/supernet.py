@@ -32,6 +32,9 @@ from instatune_deploy.errors import CheckpointError
 from instatune_deploy.values.macs import ModelShape
 from instatune_deploy.values.space import Architecture, LayerChoice, SearchSpace
 
+#: Of a layer, where sizes must be given.
+NOTHING = LayerChoice(0, 0)
+
 
 class Supernet(nn.Module):
     """A Hugging Face model made elastic by its family's axis map (InstaTune, arXiv 2308.15609).
@@ -107,21 +110,30 @@ class Supernet(nn.Module):
         }
 
     def _layer_views(
-        self, index: int, choice: LayerChoice, whole: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """What `choice` keeps of one layer's elastic parameters as views, by their names below it; `whole` may stand for
-        the parameters."""
+        self, index: int, choice: LayerChoice, beyond: LayerChoice = NOTHING,
+        whole: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """What `choice` keeps of one layer's elastic parameters as views, by their names below it; see `sliced`."""
         whole = self.elastic_parameters(index) if whole is None else whole
         sizes = elastic_sizes(self.map, choice, self.head_size)
-        return {axis.parameter: whole[axis.parameter].narrow(axis.dim, 0, size) for axis, size in sizes}
+        starts = elastic_sizes(self.map, beyond, self.head_size)
+        return {
+            axis.parameter: whole[axis.parameter].narrow(axis.dim, start, size - start)
+            for (axis, size), (_, start) in zip(sizes, starts, strict=True)
+        }
 
-    def sliced(self, index: int, choice: LayerChoice, whole: Mapping[str, Tensor] | None = None) -> nn.Module:
+    def sliced(
+        self, index: int, choice: LayerChoice, beyond: LayerChoice = NOTHING,
+        whole: Mapping[str, Tensor] | None = None,
+    ) -> nn.Module:  # fmt: skip
         """A layer of the full network as a sub-network with `choice` has it, for `running`.
 
         Args:
+            beyond: so many heads and neurons, the first ones, are left out; fewer than `choice` keeps.
             whole: tensors to take views of in place of the layer's elastic parameters, by their names below it.
         """
-        return _SlicedLayer(self, self.layers[index], self._layer_views(index, choice, whole), choice.heads)
+        views = self._layer_views(index, choice, beyond, whole)
+        return _SlicedLayer(self, self.layers[index], views, choice.heads - beyond.heads)
 
     def extract(self, architecture: Architecture) -> PreTrainedModel:
         """A sub-network as a plain model of the same class, with its own copy of the weights.

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from instatune_deploy.elastic.prefixes import SharedPrefixes, positions_read
+from instatune_deploy.elastic.positions import positions_read
+from instatune_deploy.elastic.prefixes import SharedPrefixes
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import ArchitectureError
 from instatune_deploy.values.space import Architecture
 from tests.helpers import FAMILIES, VARIANTS, make_family
 
-#: What differs is the last bit of matrix products of fewer rows.
+#: What differs is the rounding of sums in another order.
 ROUNDING = 1e-6
 
 
