@@ -52,7 +52,7 @@ class Evaluator:
         batch_size: images a forward pass; texts go by their tokens.
         precision: ``fp32``; ``bf16``, rows in doubt again in fp32; or ``auto``: what the file was computed in, else bf16
             where `precision.choose` finds it faster and as good.
-        report: is told which lines of the file are passed over.
+        report: is told which lines of the file are passed over, and why values are computed in what they are.
 
     Raises:
         UsageError: `path` holds evaluations of another split, metric or arithmetic, or of a newer version.
@@ -63,7 +63,7 @@ class Evaluator:
         precision: Precision = "fp32", report: Report = lambda line: None,
     ) -> None:  # fmt: skip
         self.runs = Runs(supernet, split, processor, batch_size)
-        self.split, self.metric, self.path = split, metric, path
+        self.split, self.metric, self.path, self.report = split, metric, path, report
         self.known: dict[Architecture, Evaluation] = {}
         self.precision: Precision = precision
         for number, evaluation in read_evaluations(path, report=report).items():
@@ -161,7 +161,10 @@ class Evaluator:
     @cached_property
     def check(self) -> PrecisionCheck:
         """The arithmetic that values are computed in, chosen when first asked for, and why."""
-        return choose(self.runs, self._batches, self.metric, self.precision)
+        found = choose(self.runs, self._batches, self.metric, self.precision)
+        if self.precision != "fp32":
+            self.report(f"sub-networks are evaluated in {found.chosen.precision}: {found.reason}")
+        return found
 
     @cached_property
     def _batches(self) -> list[Batch]:
