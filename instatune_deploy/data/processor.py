@@ -87,7 +87,7 @@ class Processor:
     def even_batches(self, rows: Any, size: int, tokens: int) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """As `batches`, for speed: texts of a batch are of one length, so that nothing is padded and no mask is needed.
 
-        Where too few are of one length, a batch takes the next shorter ones in as well.
+        Where those of one length have less than half of `tokens`, the batch takes the next shorter ones in as well.
 
         Args:
             size: images a batch; `tokens`: of all texts of a batch together, at most, unless one text alone has more.
@@ -99,7 +99,7 @@ class Processor:
         batch: list[int] = []
         for (number,) in self._row_numbers(rows, 1):
             longest = lengths[batch[0]] if batch else 0
-            shorter = lengths[number] < longest and len(batch) * longest >= tokens // 4
+            shorter = lengths[number] < longest and len(batch) * longest >= tokens // 2
             if batch and (shorter or (len(batch) + 1) * longest > tokens):
                 yield np.asarray(batch), self._inputs(rows[batch])
                 batch = []
