@@ -106,7 +106,7 @@ class FinetuneSection(TrainingSection):
       `temperature`, `divergence` (``kl`` or AlphaNet's ``alpha``), `hidden_weight` and `attention_weight` (distances of
       hidden states and of attention outputs from the teacher's)
     - what is trained beside the full network: `subnetworks` a step, drawn by `sampling` (``uniform``, ``sandwich``, by
-      ``macs``, around the ``front``) from a space that grows for `widen_epochs`
+      ``macs``, around the ``front``; the larger `size_power`, the more small ones) from a space that grows for `widen_epochs`
     - where it starts: from the `teacher` (a training of its own; null: the model given is fine-tuned already) or the
       pre-trained weights (`start`), with heads and neurons sorted by `importance` (``first_order``, ``fisher`` or
       ``none``) and layers dropped by `layer_order` (``importance`` or ``last_first``), scored on `importance_rows` rows
@@ -124,6 +124,7 @@ class FinetuneSection(TrainingSection):
     attention_weight: Annotated[float, pydantic.Field(ge=0)]
     subnetworks: PositiveInt
     sampling: Literal["uniform", "sandwich", "macs", "front"]
+    size_power: Annotated[float, pydantic.Field(ge=0)]
     widen_epochs: Annotated[float, pydantic.Field(ge=0)]
     teacher: TrainingSection | None
     start: Literal["teacher", "pretrained"]
