@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, combinations, pairwise
+from textwrap import wrap
 
 from instatune_deploy.errors import TableError, UsageError
 from instatune_deploy.values.latency import LatencyTable
@@ -89,9 +90,9 @@ class Proposal:
 
     def to_yaml(self) -> str:
         """The section `space` of a recipe, with the reasons as comments."""
-        lines = ["space:", f"  depths: {list(self.depths.counts)}  # {self.depths.why}"]
+        lines = ["space:", *_comment(self.depths.why), f"  depths: {list(self.depths.counts)}"]
         for name, why, layers in (("heads", self.heads_why, self.heads), ("ffn", self.ffn_why, self.ffn)):
-            lines.append(f"  {name}:  # {why}")
+            lines += [*_comment(why), f"  {name}:"]
             for number, choices in enumerate(layers):
                 lines.append(f"    - {list(choices.counts)}  # layer {number}: {choices.why}")
         return "\n".join(lines) + "\n"
@@ -172,7 +173,7 @@ class _Times:
     def describe(self, what: str) -> str:
         """What the choices cost, and why others were left out."""
         costs = ", ".join(f"{count}: {100 * share:.0f}%" for count, share in self.shares.items())
-        text = f"latency with so many {what}, of the full network's: {costs} on {self.where}"
+        text = f"Latency with so many {what}, of the full network's: {costs} on {self.where}"
         for larger in sorted(set(self.slow.values())):
             slow = [count for count, other in self.slow.items() if other == larger]
             text += f"; {_join(slow)} left out: as slow as {larger}, as far as the tables can tell"
@@ -204,7 +205,7 @@ def _depths(times: _Times, losses: Mapping[int, float], rules: Rules) -> Choices
     full = max(times.shares)
     limit = losses[full] + rules.lost_by_depth * max(0.0, losses[1] - losses[full])
     kept = tuple(depth for depth in times.shares if depth == full or losses[depth] <= limit)
-    why = "loss before training " + ", ".join(f"{depth}: {losses[depth]:.3f}" for depth in kept)
+    why = "Loss before training " + ", ".join(f"{depth}: {losses[depth]:.3f}" for depth in kept)
     if lost := [depth for depth in times.shares if depth not in kept]:
         found = ", ".join(f"{losses[depth]:.3f}" for depth in lost)
         why += f"; {_join(lost)} left out: {found}, beyond {limit:.3f}"
@@ -251,6 +252,11 @@ def _leaving_out_least(
         return tuple(counts)
     first, *between, last = counts
     return min(((first, *middle, last) for middle in combinations(between, at_most - 2)), key=left_out)
+
+
+def _comment(text: str) -> list[str]:
+    """Lines of YAML."""
+    return [f"  # {line}" for line in wrap(text, 112)]
 
 
 def _join(counts: Iterable[int]) -> str:
