@@ -118,7 +118,7 @@ def propose(full: Architecture, scores: Scores, tables: Sequence[LatencyTable], 
     """The space that a model needs on the tables' targets and deployments.
 
     - A choice stays only if, taken in every layer, it is faster on some table than the next larger one that stayed, by
-      more than the table's own interval: others save MACs but no time.
+      more than that table's noise floor: others save MACs but no time that could be told.
     - The smallest choice of a layer keeps at least a share of its importance. So a layer in which few units carry all
       gets small choices, one in which all matter keeps large ones.
     - Between it and the full one are those that leave out the least: importance times time that lie between two
@@ -188,7 +188,7 @@ def _saving_time(networks: Mapping[int, Architecture], tables: Sequence[LatencyT
     for count in reversed(counts[:-1]):
         larger = kept[-1]
         savings_pct = [100 * (ms[larger] - ms[count]) / ms[counts[-1]] for ms in latency]
-        if any(saved > table.interval_pct["label"] for saved, table in zip(savings_pct, tables, strict=True)):
+        if any(saved > table.error.noise_floor_pct for saved, table in zip(savings_pct, tables, strict=True)):
             kept.append(count)
         else:
             slow[count] = larger

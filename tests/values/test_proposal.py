@@ -69,10 +69,10 @@ def test_no_choice_saves_too_little_time_to_tell(
     for layer in range(6):
         for smaller, larger in zip(space.heads[layer], space.heads[layer][1:], strict=False):
             networks = (Architecture.uniform(6, count, 1536) for count in (smaller, larger))
-            assert saved_pct(table, *networks) > table.interval_pct["label"]
+            assert saved_pct(table, *networks) > table.error.noise_floor_pct
         for smaller, larger in zip(space.ffn[layer], space.ffn[layer][1:], strict=False):
             networks = (Architecture.uniform(6, 12, width) for width in (smaller, larger))
-            assert saved_pct(table, *networks) > table.interval_pct["label"]
+            assert saved_pct(table, *networks) > table.error.noise_floor_pct
 
 
 @given(importances, steps)
