@@ -52,7 +52,7 @@ def auto(tmp_path_factory: pytest.TempPathFactory, make_table: MakeTable) -> Ite
     path = write_project(directory)
     changes = {
         "space": "auto",
-        "search": {"warm_start": 6, "rounds": 1, "batch": 2, "population": 8, "generations": 2},
+        "search": {"warm_start": 10, "rounds": 1, "batch": 2, "population": 8, "generations": 2},
         "profile": {"heldout": 2, "seconds": 0.2, "wait_seconds": 0},
     }
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
