@@ -25,7 +25,8 @@ class Rules:
 
     Args:
         heads, ffn: choices of a layer, at most and at least 2 (counts).
-        kept_importance: share (0..1) of a layer's importance that its smallest choice must keep.
+        kept_importance: share (0..1) of its importance that the smallest choice of an average layer keeps; any layer may
+            lose as much of its own, or as much as the average one.
         lost_by_depth: share (0..1) that a depth may lose of what the layers bring beyond a single one: the loss of one
             layer alone minus that of all. It is judged before training, which brings most of it back.
     """
@@ -33,7 +34,7 @@ class Rules:
     heads: int = 4
     ffn: int = 4
     kept_importance: float = 0.5
-    lost_by_depth: float = 0.5
+    lost_by_depth: float = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,9 @@ def propose(full: Architecture, scores: Scores, tables: Sequence[LatencyTable], 
 
     - A choice stays only if, taken in every layer, it is faster on some table than the next larger one that stayed, by
       more than that table's noise floor: others save MACs but no time that could be told.
-    - The smallest choice of a layer keeps at least a share of its importance. So a layer in which few units carry all
-      gets small choices, one in which all matter keeps large ones.
+    - The smallest choice of a layer keeps at least a share of its importance, or loses no more than that of the average
+      layer may. So a layer in which few units carry all gets small choices, as does one that matters little; one in
+      which all matter keeps large ones.
     - Between it and the full one are those that leave out the least: importance times time that lie between two
       neighbours cannot be traded by any network of the space. The sum of these areas is made as small as so few choices
       can make it, which puts them where importance falls fastest for the time it saves.
@@ -144,9 +146,9 @@ def propose(full: Architecture, scores: Scores, tables: Sequence[LatencyTable], 
     return Proposal(
         _depths(depth_times, scores.losses, rules),
         head_times.describe("heads in every layer"),
-        tuple(_layer(head_times.shares, layer, rules.heads, rules.kept_importance) for layer in scores.heads),
+        _layers(head_times.shares, scores.heads, rules.heads, rules.kept_importance),
         ffn_times.describe("neurons in every layer"),
-        tuple(_layer(ffn_times.shares, layer, rules.ffn, rules.kept_importance) for layer in scores.ffn),
+        _layers(ffn_times.shares, scores.ffn, rules.ffn, rules.kept_importance),
     )
 
 
@@ -214,17 +216,22 @@ def _depths(times: _Times, losses: Mapping[int, float], rules: Rules) -> Choices
     return Choices(kept, why)
 
 
-def _layer(times: Mapping[int, float], importance: Sequence[float], at_most: int, least: float) -> Choices:
-    """The choices of one layer's heads or neurons; `times` has those that save time, ascending, the full one last."""
-    shares = _kept_importance(importance)
-    enough = [count for count in times if shares[count] >= least]
+def _layers(
+    times: Mapping[int, float], importance: Sequence[Sequence[float]], at_most: int, least: float
+) -> tuple[Choices, ...]:
+    """The choices of each layer's heads or neurons; `times` has those that save time, ascending, the full one last."""
+    mean = math.fsum(math.fsum(layer) for layer in importance) / len(importance)
+    return tuple(_layer(times, layer, mean, at_most, least) for layer in importance)
+
+
+def _layer(times: Mapping[int, float], importance: Sequence[float], mean: float, at_most: int, least: float) -> Choices:
+    """The choices of one layer; `mean` is the importance of all heads or neurons of the average layer."""
+    shares, whole = _kept_importance(importance), math.fsum(importance)
+    enough = [c for c in times if shares[c] >= least or whole * (1 - shares[c]) <= mean * (1 - least)]
     counts = _leaving_out_least(enough, shares, times, at_most)
-    *smaller, full = counts
-    why = ", ".join(f"{count} keep {100 * shares[count]:.0f}%" for count in smaller)
-    if smaller:
-        why += " of its importance"
-    else:
-        why = f"fewer than {full} keep too little of its importance" if len(times) > 1 else "no other saves time"
+    weight = f"has {whole / mean:.2f} of the average importance" if mean else "nothing matters"
+    kept = ", ".join(f"{count} keep {100 * shares[count]:.0f}%" for count in counts[:-1])
+    why = f"{weight}, {kept or 'no smaller choice will do'}"
     if below := [count for count in times if count < counts[0]]:
         why += f"; {below[-1]} would keep {100 * shares[below[-1]]:.0f}%"
     return Choices(counts, why)
@@ -256,7 +263,7 @@ def _leaving_out_least(
 
 def _comment(text: str) -> list[str]:
     """Lines of YAML."""
-    return [f"  # {line}" for line in wrap(text, 112)]
+    return [f"  # {line}" for line in wrap(text, 112, break_on_hyphens=False)]
 
 
 def _join(counts: Iterable[int]) -> str:

@@ -20,6 +20,8 @@ from instatune_deploy.values.space import Architecture, SearchSpace
 
 FULL = Architecture.uniform(6, 12, 1536)
 GRID = probing_space(FULL)
+#: Importances of heads, in sum the same.
+FEW, EQUAL = [109, *[1] * 11], [10] * 12
 LOSSES = {1: 1.0, 2: 0.5, 3: 0.3, 4: 0.2, 5: 0.12, 6: 0.1}
 MakeTable = Callable[..., LatencyTable]
 #: Whole numbers, so that sums are exact. Few units of a layer may matter, or all, or none.
@@ -80,9 +82,22 @@ def test_the_more_concentrated_the_importance_the_smaller_the_smallest_choice(
     make_table: MakeTable, importance: list[int], heads_ms: list[float]
 ) -> None:
     table = with_steps(make_table(GRID), heads_ms, [1.0] * 8)
-    space = propose(FULL, scores([importance, [score**2 for score in importance]]), [table]).space
-    if any(importance):
-        assert space.heads[1][0] <= space.heads[0][0]
+    # Of the same sum, exactly.
+    squares = [score**2 for score in importance]
+    first = [score * sum(squares) for score in importance]
+    second = [square * sum(importance) for square in squares]
+    space = propose(FULL, scores([first, second, first]), [table]).space
+    assert space.heads[1][0] <= space.heads[0][0] == space.heads[2][0]
+
+
+@given(importances, st.integers(1, 9), steps)
+def test_the_less_a_layer_matters_the_smaller_its_smallest_choice(
+    make_table: MakeTable, importance: list[int], tenths: int, heads_ms: list[float]
+) -> None:
+    table = with_steps(make_table(GRID), heads_ms, [1.0] * 8)
+    layers = [[10 * score for score in importance], [tenths * score for score in importance]]
+    space = propose(FULL, scores(layers), [table]).space
+    assert space.heads[1][0] <= space.heads[0][0]
 
 
 @given(importances, st.floats(0, 1))
@@ -91,10 +106,11 @@ def test_the_smallest_choice_keeps_its_share_and_the_next_smaller_would_not(
 ) -> None:
     table = with_steps(make_table(GRID), [1.0] * 8, [1.0] * 8)
     space = propose(FULL, scores([importance]), [table], Rules(kept_importance=share)).space
-    ordered = sorted(importance if any(importance) else [1] * 12, reverse=True)
+    # All layers are alike, so that each is the average one.
+    ordered = sorted(importance, reverse=True)
     for count in GRID.head_choices:
-        kept = sum(ordered[:count]) / sum(ordered)
-        assert (kept >= share) == (count >= space.heads[0][0])
+        kept = sum(ordered[:count]) / sum(ordered) if any(importance) else 1.0
+        assert abs(kept - share) < 1e-9 or (kept >= share) == (count >= space.heads[0][0])
 
 
 @given(st.lists(st.floats(0, 3), min_size=6, max_size=6), st.floats(0, 1))
@@ -110,7 +126,7 @@ def test_a_depth_stays_as_long_as_its_loss_is_within_bounds(
 def test_choices_lie_where_importance_falls_fastest_for_the_time_it_saves(make_table: MakeTable) -> None:
     table = with_steps(make_table(GRID), [1.0] * 8, [1.0] * 8)
     few = [100] * 4 + [1] * 8
-    spread = [1] * 12
+    spread = [sum(few) / 12] * 12
     space = propose(FULL, scores([few, spread]), [table]).space
     assert space.heads[0] == (3, 4, 8, 12)
     assert space.heads[1] == (6, 8, 10, 12)
@@ -119,7 +135,7 @@ def test_choices_lie_where_importance_falls_fastest_for_the_time_it_saves(make_t
 def test_what_saves_no_time_anywhere_is_left_out_and_the_reason_is_told(make_table: MakeTable) -> None:
     # 8, 9 and 10 heads run as 12 do; 2 heads take even longer than 3.
     slow = with_steps(make_table(GRID), [2.0, -1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0], [1.0] * 8)
-    proposal = propose(FULL, scores([[100, *[1] * 11], [1] * 12]), [slow])
+    proposal = propose(FULL, scores([FEW, EQUAL]), [slow])
     assert proposal.space.heads[0] == (3, 4, 6, 12)
     assert proposal.space.heads[1] == (6, 12)
     assert "on cpu-test (ort-fp32-1t)" in proposal.heads_why
@@ -133,10 +149,10 @@ def test_what_saves_no_time_anywhere_is_left_out_and_the_reason_is_told(make_tab
 
 
 def test_the_section_says_why_line_by_line_and_reads_back(make_table: MakeTable) -> None:
-    proposal = propose(FULL, scores([[100, *[1] * 11], [1] * 12]), [make_table(GRID)])
+    proposal = propose(FULL, scores([FEW, EQUAL]), [make_table(GRID)])
     text = proposal.to_yaml()
     assert all("  # " in line for line in text.splitlines() if "[" in line and "depths" not in line)
-    assert "layer 1: 6 keep 50%" in text
+    assert "layer 1: has 1.00 of the average importance, 6 keep 50%" in text
     assert "  # Loss before training 2: 0.500" in text
     assert "  # Latency with so many neurons in every layer, of the full network's: 192: 59%" in text
     section = SpaceSection.model_validate(yaml.safe_load(text)["space"])
