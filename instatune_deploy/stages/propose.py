@@ -27,6 +27,8 @@ Report = Callable[[str], None]
 SPACE_FILE = "space.yaml"
 #: Settings that a proposal depends on beside model, data and seed.
 _SCORED_BY = {"teacher", "importance", "importance_rows", "batch_size"}
+#: Fewer are no space to search.
+_LEAST_NETWORKS = 16
 
 
 def propose_space(
@@ -46,7 +48,7 @@ def propose_space(
         report: is told each step and each reason, a line each.
 
     Raises:
-        UsageError: the fine-tuned model has learnt nothing, or there are no tables.
+        UsageError: the fine-tuned model has learnt nothing, or the tables can hardly tell a network from another.
         RecipeError: what stands in ``space.yaml`` is no recipe, or says no space.
     """
     key = content_key(key, recipe.finetune.model_dump(include=_SCORED_BY))
@@ -56,11 +58,16 @@ def propose_space(
     else:
         teacher = fine_tuned()  # by all processes that train together
         if is_main_process():
-            proposal = propose(
-                full_architecture(teacher.config),
-                score(recipe.finetune, teacher, train, processor, report),
-                tables(teacher),
-            )
+            scores = score(recipe.finetune, teacher, train, processor, report)
+            measured = tables(teacher)
+            proposal = propose(full_architecture(teacher.config), scores, measured)
+            if (size := proposal.space.size) < _LEAST_NETWORKS:
+                noise_pct = min(table.error.noise_floor_pct for table in measured)
+                raise UsageError(
+                    f"space: auto found {size} networks worth choosing from: others save no time that the latency tables "
+                    f"can tell, whose noise is {noise_pct:.1f}% at least; measure for longer on a quieter machine "
+                    f"(profile.seconds, after removing {workspace.path('tables')}), or name the choices"
+                )
             for line in proposal.to_yaml().splitlines():
                 report(line)
             write_text(path, _with_reasons(recipe, proposal))

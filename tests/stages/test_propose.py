@@ -150,6 +150,20 @@ def test_a_model_that_has_learnt_nothing_is_refused(auto: Auto, proposed: SpaceS
         stage.score(*arguments)
 
 
+def test_tables_that_tell_nothing_apart_are_refused(auto: Auto, proposed: SpaceSection, tmp_path: Path) -> None:
+    job = auto.job()
+    noisy = [
+        replace(table, error=replace(table.error, noise_floor_pct=40.0)) for table in job.tables(job.target("cpu-test"))
+    ]
+    model = type(job.supernet.model).from_pretrained(auto.directory / "run" / "teacher")
+    with pytest.raises(UsageError, match=r"found \d networks worth choosing from: .* whose noise is 40\.0% at least"):
+        stage.propose_space(
+            auto.recipe, lambda: model, lambda _: noisy, job.data.train, job.processor, Workspace(tmp_path), key="same",
+            report=auto.lines.append,
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_of_several_processes_one_proposes_and_the_others_wait(
     auto: Auto, proposed: SpaceSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
