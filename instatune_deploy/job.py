@@ -236,7 +236,9 @@ class Job:
                 path.replace(path.with_suffix(".old.jsonl"))
             write_text(path, "")
             self.workspace.mark_done("evaluations", key, [path])
-        return Evaluator(self.supernet, self.data.search, self.processor, metric=self.recipe.metric, path=path)
+        return Evaluator(
+            self.supernet, self.data.search, self.processor, metric=self.recipe.metric, path=path, report=self.report
+        )
 
     def search(self, target: Target, tables: list[LatencyTable]) -> ParetoFront:
         """The front of metric, MACs and latency on `target`. The first target's search evaluates sub-networks; those

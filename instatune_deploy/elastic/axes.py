@@ -48,6 +48,8 @@ class AxisMap:
         head_widths: attributes below a layer that hold the number of heads times the head size.
         attention: module below a layer whose output, or the first of its outputs, is that of the attention block, of
             shape (samples, tokens, hidden size).
+        queries: linear module below a layer whose output nothing but the queries of the layer's positions is made of; empty
+            where there is none.
         inputs: what a sample is, tokens of a text or pixels of an image.
         ffn_size: the config's name of the number of neurons.
         token_types: whether the family's tokenizers tell the sentences of a pair apart (`token_type_ids`).
@@ -65,6 +67,7 @@ class AxisMap:
     head_widths: tuple[str, ...]
     attention: str
     inputs: Literal["text", "image"]
+    queries: str = ""
     ffn_size: str = "intermediate_size"
     token_types: bool = False
     positions_after_padding: bool = False

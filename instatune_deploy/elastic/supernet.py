@@ -32,6 +32,9 @@ from instatune_deploy.errors import CheckpointError
 from instatune_deploy.values.macs import ModelShape
 from instatune_deploy.values.space import Architecture, LayerChoice, SearchSpace
 
+#: Of a layer, where sizes must be given.
+NOTHING = LayerChoice(0, 0)
+
 
 class Supernet(nn.Module):
     """A Hugging Face model made elastic by its family's axis map (InstaTune, arXiv 2308.15609).
@@ -73,7 +76,7 @@ class Supernet(nn.Module):
         """
         outputs = []
         for architecture in architectures:
-            with self._running(architecture):
+            with self.running([self.sliced(index, choice) for index, choice in self.kept(architecture)]):
                 outputs.append(self.model(**batch, **options))
         return outputs
 
@@ -86,11 +89,11 @@ class Supernet(nn.Module):
         prefix = f"{self.model.base_model_prefix}.{self.map.layers}"
         return {
             f"{prefix}.{position}.{name}": view
-            for position, (index, choice) in enumerate(self._kept(architecture))
+            for position, (index, choice) in enumerate(self.kept(architecture))
             for name, view in self._layer_views(index, choice).items()
         }
 
-    def _kept(self, architecture: Architecture) -> list[tuple[int, LayerChoice]]:
+    def kept(self, architecture: Architecture) -> list[tuple[int, LayerChoice]]:
         """The full network's layers that a sub-network keeps, each with what is kept of it.
 
         Raises:
@@ -100,12 +103,37 @@ class Supernet(nn.Module):
             self.space.check(architecture)
         return list(zip(self.space.kept_layers(architecture.depth), architecture.layers, strict=True))
 
-    def _layer_views(self, index: int, choice: LayerChoice) -> dict[str, Tensor]:
-        """The elastic parameters of one layer as views, by their names below it."""
-        views = {}
-        for axis, size in elastic_sizes(self.map, choice, self.head_size):
-            views[axis.parameter] = attrgetter(axis.parameter)(self.layers[index]).narrow(axis.dim, 0, size)
-        return views
+    def elastic_parameters(self, index: int) -> dict[str, Tensor]:
+        """The elastic parameters of one of the full network's layers, by their names below it."""
+        return {
+            axis.parameter: attrgetter(axis.parameter)(self.layers[index]) for axis in self.map.heads + self.map.ffn
+        }
+
+    def _layer_views(
+        self, index: int, choice: LayerChoice, beyond: LayerChoice = NOTHING,
+        whole: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """What `choice` keeps of one layer's elastic parameters as views, by their names below it; see `sliced`."""
+        whole = self.elastic_parameters(index) if whole is None else whole
+        sizes = elastic_sizes(self.map, choice, self.head_size)
+        starts = elastic_sizes(self.map, beyond, self.head_size)
+        return {
+            axis.parameter: whole[axis.parameter].narrow(axis.dim, start, size - start)
+            for (axis, size), (_, start) in zip(sizes, starts, strict=True)
+        }
+
+    def sliced(
+        self, index: int, choice: LayerChoice, beyond: LayerChoice = NOTHING,
+        whole: Mapping[str, Tensor] | None = None,
+    ) -> nn.Module:  # fmt: skip
+        """A layer of the full network as a sub-network with `choice` has it, for `running`.
+
+        Args:
+            beyond: so many heads and neurons, the first ones, are left out; fewer than `choice` keeps.
+            whole: tensors to take views of in place of the layer's elastic parameters, by their names below it.
+        """
+        views = self._layer_views(index, choice, beyond, whole)
+        return _SlicedLayer(self, self.layers[index], views, choice.heads - beyond.heads)
 
     def extract(self, architecture: Architecture) -> PreTrainedModel:
         """A sub-network as a plain model of the same class, with its own copy of the weights.
@@ -115,7 +143,7 @@ class Supernet(nn.Module):
         Raises:
             ArchitectureError: it is not in the space.
         """
-        kept = [index for index, _ in self._kept(architecture)]
+        kept = [index for index, _ in self.kept(architecture)]
         network = build_subnetwork(type(self.model), self.model.config, architecture)
         prefix = f"{self.model.base_model_prefix}.{self.map.layers}."
         state = {}
@@ -133,17 +161,13 @@ class Supernet(nn.Module):
         self.recompute = True
 
     @contextmanager
-    def _running(self, architecture: Architecture) -> Iterator[None]:
-        """Only the architecture's layers run, each as it has them; the full network's are back afterwards."""
-        sliced = [
-            _SlicedLayer(self, self.layers[index], self._layer_views(index, choice), choice.heads)
-            for index, choice in self._kept(architecture)
-        ]
+    def running(self, layers: Sequence[nn.Module]) -> Iterator[None]:
+        """The model runs `layers` in place of its own; the full network's are back afterwards."""
         owner_name, _, list_name = self.map.layers.rpartition(".")
         owner = self.model.base_model.get_submodule(owner_name)
         full_list = getattr(owner, list_name)
         try:
-            setattr(owner, list_name, nn.ModuleList(sliced))
+            setattr(owner, list_name, nn.ModuleList(layers))
             yield
         finally:
             setattr(owner, list_name, full_list)

@@ -13,7 +13,11 @@ from instatune_deploy.values.space import Architecture
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A measured task metric: `value` (fraction 0..1) of `architecture` on `n` samples of `split`."""
+    """A measured task metric: `value` (fraction 0..1) of `architecture` on `n` samples of `split`.
+
+    `precision` is the one of the deployment that it stands for. `computed_in` is the arithmetic it was computed in, which
+    for a deployment in fp32 may be ``bf16``, where that was found to give the same values.
+    """
 
     architecture: Architecture
     metric: str
@@ -21,6 +25,7 @@ class Evaluation:
     split: str
     n: int
     precision: str = "fp32"
+    computed_in: str = "fp32"
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "architecture": str(self.architecture)}

@@ -32,6 +32,8 @@ class Head(ABC):
     outputs: tuple[str, ...] = ("logits",)
     #: Columns of encoded rows that the model's loss needs, beside those that the model reads.
     label_columns: tuple[str, ...] = ("labels",)
+    #: Metrics that are the share of samples that are right, where each sample is one row.
+    shares: tuple[str, ...] = ()
 
     @abstractmethod
     def columns(self, data: DataSection) -> tuple[str, ...]:
@@ -90,6 +92,19 @@ class Head(ABC):
         """
         indices: np.ndarray = outputs[0].argmax(axis=-1)
         return indices
+
+    def hits(self, outputs: Outputs, labels: Any) -> np.ndarray:
+        """Which samples are right, for the metrics in `shares`.
+
+        Args:
+            outputs, labels: of the same samples; see `score`. The result has the shape (samples,).
+        """
+        raise NotImplementedError(f"no metric of {self.task} is a share of samples")
+
+    def margins(self, outputs: Outputs) -> np.ndarray | None:
+        """By how much the first choice for each row beats the second, where every metric of the task follows from first
+        choices; None where it does not. Shape (rows,)."""
+        return None
 
     def collator(self, inner: Any) -> Any:
         """Makes a batch of torch tensors of encoded rows, labels included; `inner` is the tokenizer or image processor."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 class _Classification(Head):
     """A class for each sample. Labels: class indices of shape (samples,)."""
 
+    shares = ("accuracy",)
+
     def classes(self, rows: Dataset, data: DataSection) -> tuple[str, ...]:
         """See `Head.classes`."""
         where = f"{data.train}: column {data.label!r}"
@@ -32,6 +34,17 @@ class _Classification(Head):
     def score(self, metric: str, outputs: Outputs, labels: np.ndarray) -> float:
         """See `Head.score`."""
         return score(metric, labels, np.stack([logits for (logits,) in outputs]))
+
+    def hits(self, outputs: Outputs, labels: np.ndarray) -> np.ndarray:
+        """See `Head.hits`."""
+        right: np.ndarray = np.stack([logits for (logits,) in outputs]).argmax(axis=-1) == labels
+        return right
+
+    def margins(self, outputs: Outputs) -> np.ndarray:
+        """See `Head.margins`."""
+        two = np.sort(np.stack([logits for (logits,) in outputs]), axis=-1)[:, -2:]
+        margins: np.ndarray = two[:, 1] - two[:, 0]
+        return margins
 
 
 class TextClassification(_Classification):

@@ -1,0 +1,231 @@
+"""Stage 3: the task metric of sub-networks on the search split, without copying a weight.
+
+Sub-networks are evaluated together, so that what they have in common is computed once, and those of which it is soon clear
+that they are not wanted may be given up early.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from instatune_deploy.data.dataset import Split
+from instatune_deploy.data.processor import Processor
+from instatune_deploy.elastic.supernet import Supernet
+from instatune_deploy.errors import UsageError
+from instatune_deploy.stages.evaluate.precision import Precision, PrecisionCheck, choose
+from instatune_deploy.stages.evaluate.runs import Batch, Found, Runs
+from instatune_deploy.values.evaluations import append_evaluations, read_evaluations
+from instatune_deploy.values.front import Evaluation
+from instatune_deploy.values.racing import LOOKS, Dropped, hopeless, stratified_order
+from instatune_deploy.values.space import Architecture
+
+#: Between two lines about a long evaluation.
+REPORT_EVERY_S = 5.0
+#: Sub-networks evaluated together; a stop loses the work on so many at most.
+CHUNK = 25
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Race:
+    """How a race ended: evaluations on the whole split of those that stayed, and those that were given up before."""
+
+    evaluations: list[Evaluation]
+    dropped: list[Dropped]
+
+
+class Evaluator:
+    """Measures sub-networks on one split and remembers what it measured in a file, line by line.
+
+    Args:
+        supernet: holds the sub-networks; it is run in evaluation mode.
+        split: rows to measure on, encoded once.
+        metric: one that fits the task, see `data.metrics`.
+        path: JSON lines, one an `Evaluation`. What stands there for deployments in fp32 is not measured again.
+        batch_size: images a forward pass; texts go by their tokens.
+        precision: ``fp32``; ``bf16``, rows in doubt again in fp32; or ``auto``: what the file was computed in, else bf16
+            where `precision.choose` finds it faster and as good.
+        report: is told which lines of the file are passed over.
+
+    Raises:
+        UsageError: `path` holds evaluations of another split, metric or arithmetic, or of a newer version.
+    """
+
+    def __init__(
+        self, supernet: Supernet, split: Split, processor: Processor, *, metric: str, path: Path, batch_size: int = 32,
+        precision: Precision = "fp32", report: Report = lambda line: None,
+    ) -> None:  # fmt: skip
+        self.runs = Runs(supernet, split, processor, batch_size)
+        self.split, self.metric, self.path = split, metric, path
+        self.known: dict[Architecture, Evaluation] = {}
+        self.precision: Precision = precision
+        for number, evaluation in read_evaluations(path, report=report).items():
+            if evaluation.precision != "fp32":
+                continue  # measured on a quantised network, by others
+            if evaluation.architecture != supernet.full and evaluation.architecture not in supernet.space:
+                report(f"{path}:{number}: passed over, {evaluation.architecture} is not in the space")
+                continue
+            self._check(evaluation, number)
+            self.known[evaluation.architecture] = evaluation
+
+    def _check(self, found: Evaluation, number: int) -> None:
+        """Make sure that an evaluation in the file can stand beside those to come.
+
+        Raises:
+            UsageError: it cannot.
+        """
+        if self.precision == "auto":
+            self.precision = "bf16" if found.computed_in == "bf16" else "fp32"
+        anew = "move it away to evaluate anew"
+        if (found.metric, found.split, found.n) != (self.metric, self.split.name, len(self.split)):
+            raise UsageError(
+                f"{self.path}: holds {found.metric} on {found.n} samples of {found.split} (line {number}), "
+                f"not {self.metric} on {len(self.split)} of {self.split.name}; {anew}"
+            )
+        if found.computed_in != self.precision:
+            raise UsageError(
+                f"{self.path}: holds values computed in {found.computed_in} (line {number}), not {self.precision}; {anew}"
+            )
+
+    def __call__(
+        self, architectures: Iterable[Architecture], *, report: Report = lambda line: None
+    ) -> list[Evaluation]:
+        """An evaluation for each of `architectures`, measured now unless it is known, `CHUNK` at a time."""
+        wanted = list(architectures)
+        progress = _Progress(report)
+        for chunk in self._chunks(a for a in wanted if a not in self.known):
+            self._record(chunk, self.runs.outputs(chunk, self._batches, self.check.chosen), progress)
+        return [self.known[architecture] for architecture in wanted]
+
+    def race(
+        self, architectures: Iterable[Architecture], *, keep: int | None = None, floor: float | None = None,
+        confidence: float = 0.95, seed: int = 0, report: Report = lambda line: None,
+    ) -> Race:  # fmt: skip
+        """As a call, but those of `architectures` that are hopeless are given up after a part of the samples.
+
+        The others are measured on the whole split and written down like any, with the same values; nothing is written of
+        those given up. Where the metric is no share of right samples, all are measured. What is known of `architectures`
+        takes part with its value. A race that was stopped may be run again: what it measured is kept, while which of the
+        hopeless are given up, and when, may differ.
+
+        Args:
+            keep: how many of the best are wanted.
+            floor: the least value wanted.
+            confidence: with at least this probability a network that is wanted stays, each by itself.
+            seed: of the order in which samples are used, which holds each class in proportion.
+
+        Raises:
+            UsageError: neither `keep` nor `floor` is given, or a value makes no sense.
+        """
+        _check_race(keep, floor, confidence)
+        wanted = list(dict.fromkeys(architectures))
+        running = [a for a in wanted if a not in self.known]
+        dropped: list[Dropped] = []
+        found: dict[Architecture, list[Found]] = {a: [] for a in running}
+        numbers, parts = np.empty(0, dtype=np.int64), self._parts(seed)
+        for part in parts[:-1]:
+            part_batches = self.runs.batches(part)
+            for chunk in self._chunks(running):
+                for architecture, own in zip(
+                    chunk, self.runs.outputs(chunk, part_batches, self.check.chosen), strict=True
+                ):
+                    found[architecture] += own
+            numbers = np.concatenate([numbers, part])
+            if not running:
+                break
+            hits = np.stack([self._hits(found[a], numbers) for a in running])
+            lost = hopeless(
+                hits, len(self.split), keep=keep, floor=floor, chance=(1 - confidence) / len(LOOKS),
+                known=[self.known[a].value for a in wanted if a in self.known],
+            )  # fmt: skip
+            for architecture, right, is_lost in zip(running, hits, lost, strict=True):
+                if is_lost:
+                    dropped.append(Dropped(architecture, float(right.mean()), len(numbers)))
+            running = [a for a, is_lost in zip(running, lost, strict=True) if not is_lost]
+            report(
+                f"{len(numbers)} of {len(self.split)} samples: {len(running)} sub-networks stay, {len(dropped)} given up"
+            )
+        progress, last = _Progress(report), self._batches if len(parts) == 1 else self.runs.batches(parts[-1])
+        for chunk in self._chunks(running):
+            rest = self.runs.outputs(chunk, last, self.check.chosen)
+            self._record(chunk, [found[a] + own for a, own in zip(chunk, rest, strict=True)], progress)
+        return Race([self.known[a] for a in wanted if a in self.known], dropped)
+
+    @cached_property
+    def check(self) -> PrecisionCheck:
+        """The arithmetic that values are computed in, chosen when first asked for, and why."""
+        return choose(self.runs, self._batches, self.metric, self.precision)
+
+    @cached_property
+    def _batches(self) -> list[Batch]:
+        return self.runs.batches()
+
+    def _chunks(self, architectures: Iterable[Architecture]) -> Iterator[list[Architecture]]:
+        """Groups of those that begin alike, as they share most."""
+        kept = self.runs.supernet.kept
+        different = dict.fromkeys(architectures)
+        # One alone may be a network whose super-network is nothing more.
+        ordered = sorted(different, key=kept) if len(different) > 1 else list(different)
+        for start in range(0, len(ordered), CHUNK):
+            yield ordered[start : start + CHUNK]
+
+    def _record(self, chunk: Sequence[Architecture], outputs: Sequence[list[Found]], progress: _Progress) -> None:
+        """Write down the values of sub-networks that have run on the whole split."""
+        for architecture, found in zip(chunk, outputs, strict=True):
+            value = self.split.score(self.metric, found)
+            evaluation = Evaluation(
+                architecture, self.metric, value, self.split.name, len(self.split),
+                computed_in=self.check.chosen.precision,
+            )  # fmt: skip
+            append_evaluations(self.path, [evaluation])
+            self.known[architecture] = evaluation
+            progress.tell(
+                f"{len(self.known)} sub-networks evaluated; last: {self.metric} {value:.4f} of {architecture}"
+            )
+
+    def _parts(self, seed: int) -> list[np.ndarray]:
+        """Numbers of the samples that a race runs on up to each look, and of the rest; all at once where it cannot drop."""
+        if self.metric not in self.split.head.shares:
+            return [np.arange(len(self.split.rows))]
+        order = stratified_order(self.split.labels, seed=seed)
+        return np.split(order, [int(share * len(order)) for share in LOOKS])
+
+    def _hits(self, found: Sequence[Found], numbers: np.ndarray) -> np.ndarray:
+        """Whether each of the samples with these numbers is right."""
+        outputs = {number: own for batch, arrays in found for number, *own in zip(batch.tolist(), *arrays, strict=True)}
+        return self.split.head.hits([outputs[number] for number in numbers.tolist()], self.split.labels[numbers])
+
+
+class _Progress:
+    """Reports at most every `REPORT_EVERY_S`."""
+
+    def __init__(self, report: Report) -> None:
+        self.report, self.told = report, time.monotonic()
+
+    def tell(self, line: str) -> None:
+        if time.monotonic() - self.told >= REPORT_EVERY_S:
+            self.told = time.monotonic()
+            self.report(line)
+
+
+def _check_race(keep: int | None, floor: float | None, confidence: float) -> None:
+    """Make sure that a race has an aim.
+
+    Raises:
+        UsageError: it has none, or one that makes no sense.
+    """
+    if keep is None and floor is None:
+        raise UsageError("a race needs keep, how many of the best are wanted, or floor, the least value wanted")
+    if keep is not None and keep < 1:
+        raise UsageError(f"a race cannot keep the best {keep}; keep at least 1")
+    if floor is not None and not 0 <= floor <= 1:
+        raise UsageError(f"floor {floor} is no share of samples; give a fraction of 0..1")
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence {confidence} is no probability between 0 and 1")
