@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from instatune_deploy.errors import UsageError
-from instatune_deploy.stages.predict.blend import Members, blend, cross_validate
+from instatune_deploy.stages.predict.ensemble import Members, blend, cross_validate
 from instatune_deploy.stages.predict.files import read_predictor, write_predictor
 from instatune_deploy.stages.predict.linear import PrecisionOffset
 from instatune_deploy.stages.predict.quality import PredictorQuality, quality

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from instatune_deploy.errors import ArchitectureError, SpaceError, UsageError
-from instatune_deploy.stages.predict.blend import Members
+from instatune_deploy.stages.predict.ensemble import Members
 from instatune_deploy.stages.predict.linear import PrecisionOffset, linear_from_dict
 from instatune_deploy.stages.predict.process import GaussianProcess
 from instatune_deploy.stages.predict.quality import PredictorQuality
@@ -44,6 +44,7 @@ def write_predictor(
         "linear": asdict(members.linear),
         "offsets": {precision: asdict(offset) for precision, offset in offsets.items()},
         "quality": asdict(quality),
+        "trees_middle": members.boosted.middle,
         "trees_sha256": trees,
     }
     write_json(directory / INDEX_NAME, {**index, "sha256": _digest(index)})  # last: a directory with an index is whole
@@ -87,9 +88,8 @@ def _fields(directory: Path, index: dict[str, Any]) -> dict[str, Any]:
         "features": features,
         "members": Members(
             GaussianProcess.from_dict(features, index["process"]),
-            Trees(tuple(texts["boosted"])),
-            Trees(tuple(texts["forest"])),
-            linear_from_dict(index["linear"]),
+            *(Trees(float(index["trees_middle"]), tuple(texts[kind])) for kind in _TREES),
+            linear=linear_from_dict(index["linear"]),
         ),
         "weights": {str(name): float(weight) for name, weight in index["weights"].items()},
         "reference": str(index["reference"]),

@@ -34,8 +34,10 @@ _FORESTS, _FOREST_ROUNDS = 2, 75
 
 @dataclass(frozen=True)
 class Trees:
-    """The mean of a few models that differ in their bags of rows and features, each LightGBM's own text."""
+    """The mean of a few models that differ in their bags of rows and features, each LightGBM's own text, on top of
+    `middle`: a tree of LightGBM's forests that finds nothing to split is worth 0, not the mean."""
 
+    middle: float
     texts: tuple[str, ...]
 
     @classmethod
@@ -48,16 +50,17 @@ class Trees:
             monotone: whether a larger count must never be predicted lower.
         """
         own = {"min_data_in_leaf": max(2, len(values) // 50)}
-        return cls(_train(counts, values, {**_BOOSTED, **own}, _BOOSTERS, _BOOSTED_ROUNDS, seed, monotone))
+        return cls(*_train(counts, values, {**_BOOSTED, **own}, _BOOSTERS, _BOOSTED_ROUNDS, seed, monotone))
 
     @classmethod
     def forest(cls, counts: np.ndarray, values: np.ndarray, *, seed: int, monotone: bool) -> Trees:
         """A random forest; arguments as of `boosted`."""
-        return cls(_train(counts, values, _FOREST, _FORESTS, _FOREST_ROUNDS, seed, monotone))
+        return cls(*_train(counts, values, _FOREST, _FORESTS, _FOREST_ROUNDS, seed, monotone))
 
     def predict(self, counts: np.ndarray) -> np.ndarray:
         """Mean over the models, shape ``(n,)``."""
-        return np.mean([booster.predict(counts, num_threads=1) for booster in self._boosters], axis=0)
+        predictions = [booster.predict(counts, num_threads=1) for booster in self._boosters]
+        return np.asarray(self.middle + np.mean(predictions, axis=0))
 
     @cached_property
     def _boosters(self) -> list[lightgbm.Booster]:
@@ -72,13 +75,14 @@ def _train(
     rounds: int,
     seed: int,
     monotone: bool,
-) -> tuple[str, ...]:
+) -> tuple[float, tuple[str, ...]]:
+    middle = float(values.mean())
     parameters = {**_COMMON, **own}
     if monotone:
         parameters["monotone_constraints"] = [1] * counts.shape[1]
     texts = []
     for number in range(models):
         seeded = {**parameters, "seed": (seed * models + number) % 2**31}
-        data = lightgbm.Dataset(counts, values, params=seeded)
+        data = lightgbm.Dataset(counts, values - middle, params=seeded)
         texts.append(lightgbm.train(seeded, data, rounds).model_to_string())
-    return tuple(texts)
+    return middle, tuple(texts)

@@ -20,7 +20,7 @@ FREE = {"process": 0.5, "boosted": 0.25, "forest": 0.25, "linear": 0.0}
 #: Of members that can be made to predict more for more; the process cannot.
 MONOTONE = {"boosted": 0.5, "forest": 0.5, "linear": 0.0}
 #: Prior deviation of a weight. Members err alike, so a few dozen values cannot tell their weights apart.
-_DEVIATION = 0.25
+_DEVIATION = 0.1
 
 
 @dataclass(frozen=True)
