@@ -290,7 +290,19 @@ def test_a_predictor_for_another_space_is_refused(predictor: AccuracyPredictor, 
 
 @pytest.mark.parametrize(
     "damage",
-    ["no index", "no trees", "flipped", "cut", "not json", "no key", "features", "version", "space", "digit", "network"],
+    [
+        "no index",
+        "no trees",
+        "flipped",
+        "cut",
+        "not json",
+        "no key",
+        "features",
+        "version",
+        "space",
+        "digit",
+        "network",
+    ],
 )
 def test_a_damaged_predictor_is_refused_in_one_line(predictor: AccuracyPredictor, tmp_path: Path, damage: str) -> None:
     predictor.save(tmp_path)

@@ -15,10 +15,11 @@ from instatune_deploy.stages.predict.trees import Trees
 from instatune_deploy.values.features import Features
 from instatune_deploy.values.space import Architecture
 
-#: What members weigh before anything is known of them. Ridge is what the others must beat to keep it out.
+#: What members weigh before anything is known of them. Ridge comes in only where it is better.
 FREE = {"process": 0.5, "boosted": 0.25, "forest": 0.25, "linear": 0.0}
-#: Of members that can be made to predict more for more; the process cannot.
-MONOTONE = {"boosted": 0.5, "forest": 0.5, "linear": 0.0}
+#: The same of members that can be made to predict more for more, which the process cannot; with it goes what is
+#: additive, so ridge, whose slopes are then not negative, takes its place.
+MONOTONE = {"boosted": 0.4, "forest": 0.3, "linear": 0.3}
 #: Prior deviation of a weight. Members err alike, so a few dozen values cannot tell their weights apart.
 _DEVIATION = 0.1
 

@@ -87,6 +87,11 @@ class GaussianProcess:
         variance = np.maximum(alone - np.einsum("ij,ij->j", explained, explained), 0.0)
         return covariance @ weights * scale + mean, np.sqrt(variance) * scale
 
+    @property
+    def noise(self) -> float:
+        """Standard deviation of a value's own noise."""
+        return float(np.exp(self.logarithms[8] / 2)) * (float(np.std(self.values)) or 1.0)
+
     @cached_property
     def _solved(self) -> tuple[_Design, np.ndarray, np.ndarray, float, float]:
         """Design, Cholesky factor of the covariance, weights of the values, their mean and scale."""

@@ -7,7 +7,6 @@ little of the layers that matter and takes the place of one that does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
