@@ -28,7 +28,10 @@ class OneHotPredictor:
         values = np.array([e.value for e in evaluations])
         self.mean, self.scale = values.mean(), values.std() or 1.0
         scaled = (values - self.mean) / self.scale
-        self.models = [RidgeCV(alphas=np.logspace(-1, 3, 9)).fit(genes, scaled), SVR(C=1.0, epsilon=0.1).fit(genes, scaled)]
+        self.models = [
+            RidgeCV(alphas=np.logspace(-1, 3, 9)).fit(genes, scaled),
+            SVR(C=1.0, epsilon=0.1).fit(genes, scaled),
+        ]
 
     def predict(self, architectures: Sequence[Architecture]) -> np.ndarray:
         """Shape ``(n,)``, fractions."""

@@ -247,9 +247,11 @@ class Job:
             kept = fronts.kept(fronts.goal(self.tables(target), elsewhere))
             if kept is not None:
                 found[target.name] = kept
-        missing = [target.name for target in targets if target.name not in found]
+        asked = {target.name: target for target in targets}
+        missing = [name for name in asked if name not in found]
         for group in fronts.groups(missing) if missing else []:
-            goals = [fronts.goal(self.tables(self.target(name)), elsewhere) for name in group]
+            members = [asked[name] if name in asked else self.target(name) for name in group]
+            goals = [fronts.goal(self.tables(member), elsewhere) for member in members]
             found |= fronts.search(goals, self.evaluator)
         return {target.name: found[target.name] for target in targets}
 

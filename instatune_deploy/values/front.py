@@ -51,7 +51,7 @@ class Predicted:
     elsewhere_ms: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.elsewhere_ms:  # lists, where they come from JSON
+        if self.elsewhere_ms != ():  # lists, where they come from JSON
             object.__setattr__(self, "elsewhere_ms", tuple((place, ms) for place, ms in self.elsewhere_ms))
 
 

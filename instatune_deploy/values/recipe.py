@@ -195,11 +195,11 @@ class SearchSection(Section):
     method: Literal["linas", "nsga2", "evolution", "random"] = "linas"
     objectives: list[str] = ["metric", "macs", "latency"]
     limits: list[str] = []
-    warm_start: PositiveInt = 40
-    rounds: PositiveInt = 4
-    batch: PositiveInt = 25
+    warm_start: PositiveInt = 30
+    rounds: PositiveInt = 7
+    batch: PositiveInt = 10
     population: PositiveInt = 100
-    generations: PositiveInt = 50
+    generations: PositiveInt = 30
     evaluations: PositiveInt | None = None
     minutes: Annotated[float, pydantic.Field(gt=0)] | None = None
     patience: Annotated[int, pydantic.Field(ge=0)] = 3

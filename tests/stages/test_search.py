@@ -137,7 +137,9 @@ def test_same_seed_same_front_whatever_the_order_of_tables(make_table: MakeTable
     assert (random.getstate(), np.random.get_state()[1].tolist()) == (python, numpy)
 
 
-@pytest.mark.parametrize("names", [["metric", "macs", "latency"], ["metric", "size"], ["metric", "memory", "parameters"]])
+@pytest.mark.parametrize(
+    "names", [["metric", "macs", "latency"], ["metric", "size"], ["metric", "memory", "parameters"]]
+)
 def test_the_order_of_objectives_does_not_matter(make_table: MakeTable, names: list[str]) -> None:
     few = replace(FEW, generations=3, rounds=1)
     objectives = [tuple(Objective(name) for name in order) for order in itertools.permutations(names)]
@@ -247,7 +249,9 @@ def test_without_evaluations_to_come_the_front_says_what_is_predicted(
 def test_one_search_serves_several_targets_and_evaluates_nothing_twice(make_table: MakeTable) -> None:
     """On one target heads are what costs time, on the other neurons are."""
     slow_heads = replace(make_table(SPACE), ffn_ms=dict.fromkeys(SPACE.ffn_choices, 0.01), fixed_ms=0.0)
-    slow_ffn = replace(make_table(SPACE), target="other", attention_ms=dict.fromkeys(SPACE.head_choices, 0.01), fixed_ms=0.0)
+    slow_ffn = replace(
+        make_table(SPACE), target="other", attention_ms=dict.fromkeys(SPACE.head_choices, 0.01), fixed_ms=0.0
+    )
     objectives = parse_objectives(["metric", "latency"])
     goals = [goal_of([slow_heads], objectives=objectives), goal_of([slow_ffn], objectives=objectives)]
     few = replace(FEW, rounds=3, batch=8)

@@ -38,9 +38,10 @@ def search(
     The first search of a run evaluates sub-networks, for all targets that it is for; later ones go by what it learnt.
 
     Example: instatune-deploy search --target cpu-avx512 --target cpu-avx2
+
+    Example: instatune-deploy search --objective metric --objective size --limit "latency<=50%"
     """
     directory = find_run(run)
-    names = list(dict.fromkeys(target or []))
 
     from instatune_deploy.faces.tables import print_front
     from instatune_deploy.pipeline import open_run
@@ -52,17 +53,17 @@ def search(
     changed = recipe.search.model_copy(update={key: value for key, value in given.items() if value})
     changed.goals(recipe.metric)  # raises where they make no sense, before anything else is done
     job.recipe = recipe.model_copy(update={"search": changed})
-    names = names or [next(iter(recipe.targets))]
+    targets = [job.target(name) for name in target or [next(iter(recipe.targets))]]
     if front:
-        fronts = {name: read_front(job.workspace, job.recipe, name) for name in names}
+        fronts = {wanted.name: read_front(job.workspace, job.recipe, wanted.name) for wanted in targets}
     else:
-        fronts = job.search([job.target(name) for name in names])
+        fronts = job.search(targets)
     if as_json:
-        head = {"percentile": recipe.percentile, "objectives": [str(o) for o in fronts[names[0]].objectives]}
-        if len(names) == 1:
-            emit({"target": names[0], **head, "front": fronts[names[0]].to_list()})
+        head = {"percentile": recipe.percentile, "objectives": [str(o) for o in next(iter(fronts.values())).objectives]}
+        if len(fronts) == 1:
+            emit({"target": targets[0].name, **head, "front": fronts[targets[0].name].to_list()})
         else:
-            emit({**head, "fronts": {name: fronts[name].to_list() for name in names}})
+            emit({**head, "fronts": {name: found.to_list() for name, found in fronts.items()}})
         return
-    for name in names:
-        print_front(name, fronts[name], recipe.percentile)
+    for name, found in fronts.items():
+        print_front(name, found, recipe.percentile)

@@ -46,10 +46,10 @@ class SearchSettings:
 
     method: str = "linas"
     population: int = 100
-    generations: int = 50
-    rounds: int = 4
-    batch: int = 25
-    warm_start: int = 40
+    generations: int = 30
+    rounds: int = 7
+    batch: int = 10
+    warm_start: int = 30
     evaluations: int | None = None
     minutes: float | None = None
     patience: int = 3
@@ -171,30 +171,37 @@ def search(
     return SearchResult(_fronts(task, found, way, evaluate is None, seed), found, tuple(reports))
 
 
+def front_of(
+    goal: Goal, found: Sequence[Evaluation], fit: Fit | None, effect: PrecisionEffect | None = None
+) -> ParetoFront:
+    """The front of what was evaluated; by predictions, too, where there is a `fit` (see `Beliefs`).
+
+    Raises:
+        InfeasibleBudgetError: nothing keeps the goal's limits; names the nearest three.
+    """
+    beliefs = Beliefs(fit(list(found)) if fit is not None else None, found, effect)
+    return _kept(goal, beliefs, beliefs.candidates(goal, beliefs.measured))
+
+
 def _fronts(task: Task, found: list[Evaluation], way: Strategy, predict: bool, seed: int) -> tuple[ParetoFront, ...]:
     """The front of each goal; where `predict`, with networks that were not evaluated."""
     rng = random.Random(f"{seed}/last")
     # A space of which all is known needs no predictions to tell luck from merit: its front is what was measured.
-    measured = {evaluation.architecture for evaluation in found}
-    predicts = len(measured) < task.space.size and (predict or way.predictor is not None)
-    beliefs = Beliefs(task.fit(list(found)) if predicts else None, found, task.effect)
+    unknown = len({evaluation.architecture for evaluation in found}) < task.space.size
+    if not predict or not unknown:
+        fit = task.fit if way.predictor is not None and unknown else None
+        return tuple(front_of(goal, found, fit, task.effect) for goal in task.goals)
+    beliefs = Beliefs(task.fit(list(found)), found, task.effect)
     fronts = []
     for goal in task.goals:
-        candidates = beliefs.candidates(goal, _in_order(found))
-        if predict and predicts:
-            points = search_beliefs(task, goal, beliefs, rng, optimism=0.0)
-            candidates += [beliefs.candidate(goal, *point) for point in points if point[0] not in measured]
-        fronts.append(ParetoFront.of(_kept(goal, beliefs, candidates), goal.objectives))
+        points = search_beliefs(task, goal, beliefs, rng, optimism=0.0)
+        unseen = [beliefs.candidate(goal, *point) for point in points if point[0] not in beliefs.measured]
+        fronts.append(_kept(goal, beliefs, [*beliefs.candidates(goal, beliefs.measured), *unseen]))
     return tuple(fronts)
 
 
-def _in_order(found: Sequence[Evaluation]) -> list[Architecture]:
-    """The evaluated architectures, each once, in the order in which they came."""
-    return list(dict.fromkeys(evaluation.architecture for evaluation in found))
-
-
-def _kept(goal: Goal, beliefs: Beliefs, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The candidates that keep a goal's limits.
+def _kept(goal: Goal, beliefs: Beliefs, candidates: Sequence[Candidate]) -> ParetoFront:
+    """The front of the candidates that keep a goal's limits.
 
     Raises:
         InfeasibleBudgetError: none does, though there are candidates.
@@ -203,7 +210,7 @@ def _kept(goal: Goal, beliefs: Beliefs, candidates: Sequence[Candidate]) -> list
     kept = [candidate for candidate in candidates if excess(candidate, bounds) <= 0]
     if candidates and not kept:
         raise _infeasible(goal, f"of {len(candidates)} candidates none keeps", bounds, candidates)
-    return kept
+    return ParetoFront.of(kept, goal.objectives)
 
 
 def check_feasible(goal: Goal) -> None:
