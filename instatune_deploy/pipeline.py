@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -17,7 +18,7 @@ from instatune_deploy.stages.confirm import Confirmation, confirm
 from instatune_deploy.stages.export import Artifact, export, open_artifact
 from instatune_deploy.values.budget import Budget, bounds_of, excess, missed, nearest, shortlist, shown
 from instatune_deploy.values.deployment import Deployment
-from instatune_deploy.values.front import Measured, ParetoFront, Predicted
+from instatune_deploy.values.front import Candidate, Measured, ParetoFront, Predicted
 from instatune_deploy.values.objectives import Objective
 from instatune_deploy.values.recipe import Recipe, read_recipe
 from instatune_deploy.values.selection import Considered, Selection
@@ -91,7 +92,7 @@ def select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sele
         InfeasibleBudgetError: none does; names the nearest three.
     """
     check_target(target, detect())
-    recipe, workspace, percentile = job.recipe, job.workspace, job.recipe.percentile
+    workspace, percentile = job.workspace, job.recipe.percentile
     if places := [limit.objective.place for limit in budget.limits if limit.objective.place]:
         raise UsageError(f"select measures on {target.name}: a budget cannot be on {places[0]}")
     name = f"{percentile}-{budget.file_name}"
@@ -102,8 +103,7 @@ def select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sele
     if workspace.is_done(stage, key):
         job.report(f"artifact for {percentile} {budget.text} on {target.name}: reused")
         return Selection.from_dict(json.loads(record_path.read_text(encoding="utf-8")))
-    full, full_measured = full_artifact(job, target, front)
-    reference = FullNetwork(job, target, full, full_measured)
+    reference = FullNetwork(job, target, front)
     promised = bounds_of(budget.limits, reference.predicted)
     choices = shortlist(front.candidates, promised, budget.prefer)
     if not choices:
@@ -111,58 +111,78 @@ def select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sele
         raise InfeasibleBudgetError(f"nothing is predicted to meet {budget.text}; nearest: {near}")
     fell: list[tuple[float, Considered]] = []
     for number, candidate in enumerate(choices):
-        deployment, draft = candidate.deployment, workspace.path(".drafts", name)
-        artifact = export_network(job, target, candidate.architecture, deployment, draft, candidate.predicted)
-        confirmation = _confirm(job, artifact, full, deployment)
-        measured, beside_ms = confirmation.measured, confirmation.reference.percentile_ms(percentile)
-        # A share is held against the full network as it ran in the same rounds, where both run alike.
-        alike = deployment == full.manifest.deployment
-        bounds = bounds_of(budget.limits, lambda o, ms=beside_ms if alike else None: reference.measured(o, ms))  # type: ignore[misc]
-        values = [measured_value(job, artifact, measured, bound.objective) for bound in bounds]
-        found = ", ".join(f"{shown(b.objective, v)} ({b})" for b, v in zip(bounds, values, strict=True))
-        job.report(
-            f"measured {percentile} {measured.percentile_ms(percentile):.3g} ms (predicted {candidate.predicted.latency_ms:.3g}), "
-            f"{recipe.metric} {measured.metric:.4f} on {measured.n} samples of the report split, budget: {found}: "
-            f"{candidate.architecture} on {deployment.name}"
-        )
-        worst = max(bound.excess(value) for bound, value in zip(bounds, values, strict=True))
-        if worst > 0:
-            fell.append((worst, Considered.of(candidate, f"measured {found}")))
+        draft = workspace.path(".drafts", name)
+        attempt = try_candidate(job, target, candidate, budget, reference, draft)
+        if attempt.excess > 0:
+            fell.append((attempt.excess, Considered.of(candidate, f"measured {attempt.text}")))
             continue
-        artifact.with_measured(measured)
+        attempt.artifact.with_measured(attempt.measured)
         move_directory(draft, artifact_path)
-        narrowly = sorted((c for c in front.candidates if excess(c, promised) > 0), key=lambda c: excess(c, promised))[
-            :3
-        ]
-        limit_ms = next((bound.number for bound in bounds if bound.objective.kind == "latency"), None)
+        beyond = sorted((c for c in front.candidates if excess(c, promised) > 0), key=lambda c: excess(c, promised))[:3]
+        manifest, full = attempt.artifact.manifest, reference.artifact.manifest
         selection = Selection(
-            target=target.name, budget=budget.text, percentile=percentile, limit_ms=limit_ms,
+            target=target.name, budget=budget.text, percentile=percentile, limit_ms=attempt.limit_ms,
             artifact=str(artifact_path.relative_to(workspace.root)), architecture=str(candidate.architecture),
-            deployment=deployment.name, macs=artifact.manifest.macs, full_macs=full.manifest.macs,
-            predicted=candidate.predicted, measured=measured, full=full_measured,
-            full_deployment=full.manifest.deployment.name, full_beside_ms=beside_ms,
-            full_beside_predicted_ms=reference.predicted_ms.get(deployment.name), tried=number + 1,
+            deployment=candidate.deployment.name, macs=manifest.macs, full_macs=full.macs,
+            predicted=candidate.predicted, measured=attempt.measured, full=reference.figures,
+            full_deployment=full.deployment.name, full_beside_ms=attempt.beside_ms,
+            full_beside_predicted_ms=reference.predicted_ms.get(candidate.deployment.name), tried=number + 1,
             runners_up=tuple(Considered.of(c, "next to be tried") for c in choices[number + 1 : number + 4]),
             fell=(
                 *(considered for _, considered in fell),
-                *(Considered.of(c, f"predicted to miss {missed(c, promised)}") for c in narrowly),
+                *(Considered.of(c, f"predicted to miss: {missed(c, promised)}") for c in beyond),
             ),
         )  # fmt: skip
         write_json(record_path, selection.to_dict())
         workspace.mark_done(stage, key, [artifact_path, record_path])
         return selection
     shutil.rmtree(workspace.path(".drafts"), ignore_errors=True)
-    near = "; ".join(
-        f"{c.architecture} on {c.deployment}: {c.why}" for _, c in sorted(fell, key=lambda pair: pair[0])[:3]
-    )
+    near = "; ".join(f"{c.architecture} on {c.deployment}: {c.why}" for _, c in sorted(fell, key=lambda p: p[0])[:3])
     raise InfeasibleBudgetError(f"no candidate meets {budget.text}; nearest: {near}")
 
 
-class FullNetwork:
-    """What budgets are relative to: the full network on its fastest deployment of a target."""
+@dataclass(frozen=True)
+class Attempt:
+    """An exported candidate held against a budget: what was measured of it and, in the same rounds, of the full network
+    (`beside_ms`), by what share it misses the limit it misses most (`excess`), and all that in words (`text`)."""
 
-    def __init__(self, job: Job, target: Target, artifact: Artifact, measured: Measured) -> None:
-        self.job, self.artifact, self._measured = job, artifact, measured
+    artifact: Artifact
+    measured: Measured
+    beside_ms: float
+    limit_ms: float | None
+    excess: float
+    text: str
+
+
+def try_candidate(
+    job: Job, target: Target, candidate: Candidate, budget: Budget, reference: FullNetwork, draft: Path
+) -> Attempt:
+    """Export a candidate into `draft` and measure whether it keeps a budget."""
+    deployment, percentile = candidate.deployment, job.recipe.percentile
+    artifact = export_network(job, target, candidate.architecture, deployment, draft, candidate.predicted)
+    confirmation = _confirm(job, artifact, reference.artifact, deployment)
+    measured, beside_ms = confirmation.measured, confirmation.reference.percentile_ms(percentile)
+    # A share is held against the full network as it ran in the same rounds, where both run alike.
+    alike = deployment == reference.artifact.manifest.deployment
+    bounds = bounds_of(budget.limits, lambda o: reference.measured(o, beside_ms if alike else None))
+    values = [measured_value(job, artifact, measured, bound.objective) for bound in bounds]
+    text = ", ".join(f"{b.objective} {shown(b.objective, v)} ({b})" for b, v in zip(bounds, values, strict=True))
+    job.report(
+        f"measured {percentile} {measured.percentile_ms(percentile):.3g} ms (predicted {candidate.predicted.latency_ms:.3g}), "
+        f"{job.recipe.metric} {measured.metric:.4f} on {measured.n} samples of the report split; of the budget: {text}: "
+        f"{candidate.architecture} on {deployment.name}"
+    )
+    limit_ms = next((bound.number for bound in bounds if bound.objective.kind == "latency"), None)
+    worst = max(bound.excess(value) for bound, value in zip(bounds, values, strict=True))
+    return Attempt(artifact, measured, beside_ms, limit_ms, worst, text)
+
+
+class FullNetwork:
+    """What budgets are relative to: the full network on its fastest deployment of a target, its file and its figures."""
+
+    def __init__(self, job: Job, target: Target, front: ParetoFront) -> None:
+        self.job, self.front = job, front
+        self.artifact, self.figures = full_artifact(job, target, front)
         self.predicted_ms = {
             table.deployment.name: table.estimate_ms(job.supernet.full, job.recipe.percentile)
             for table in job.tables(target)
@@ -171,9 +191,11 @@ class FullNetwork:
 
     def predicted(self, objective: Objective) -> float:
         """The value to hold predictions against: a machine's speed drifts, so a share of the latency is a share of what
-        the same table predicts, and a loss is against the metric of the search split."""
+        the same table predicts, and a loss is against the metric that the search knows."""
         if objective.kind == "metric":
-            return self.job.evaluator([self.job.supernet.space.largest])[0].value
+            largest = self.job.supernet.space.largest
+            known = [c.predicted.metric for c in self.front.candidates if c.architecture == largest]
+            return max(known) if known else self.job.evaluator([largest])[0].value
         if objective.kind == "latency":
             return self.predicted_ms.get(self.artifact.manifest.deployment.name, self.measured(objective))
         return self.measured(objective)
@@ -182,7 +204,7 @@ class FullNetwork:
         """The value to hold measurements against; `beside_ms` is its latency in their own rounds, if it was in them."""
         if objective.kind == "latency" and beside_ms is not None:
             return beside_ms
-        return measured_value(self.job, self.artifact, self._measured, objective)
+        return measured_value(self.job, self.artifact, self.figures, objective)
 
 
 def measured_value(job: Job, artifact: Artifact, measured: Measured, objective: Objective) -> float:

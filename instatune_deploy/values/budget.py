@@ -140,6 +140,8 @@ class Budget:
             if limit.objective in limits:
                 raise UsageError(f"budget {text!r} limits {limit.objective} twice")
             limits[limit.objective] = limit
+        if not limits:
+            raise UsageError(f"budget {text!r} limits nothing")
         if prefer is None:
             prefer = "fastest" if Objective("metric") in limits else "best"
         return cls(str(text).strip(), tuple(sorted(limits.values())), prefer)
@@ -177,7 +179,7 @@ def shortlist(candidates: Iterable[Candidate], bounds: Sequence[Bound], prefer: 
 def missed(candidate: Candidate, bounds: Sequence[Bound]) -> str:
     """Which bounds a candidate is predicted to miss, with its values."""
     broken = [bound for bound in bounds if bound.predicted_excess(candidate.predicted) > 0]
-    return ", ".join(f"{shown(b.objective, abs(b.objective.value(candidate.predicted)))} ({b})" for b in broken)
+    return ", ".join(f"{b.objective} {_predicted(candidate, b.objective)} ({b})" for b in broken)
 
 
 def nearest(candidates: Iterable[Candidate], bounds: Sequence[Bound], percentile: str, count: int = 3) -> str:
@@ -185,18 +187,26 @@ def nearest(candidates: Iterable[Candidate], bounds: Sequence[Bound], percentile
     ordered = sorted(candidates, key=lambda c: (excess(c, bounds), -c.predicted.metric, str(c.architecture)))
     lines = []
     for candidate in ordered[:count]:
-        values = [shown(b.objective, abs(b.objective.value(candidate.predicted)), percentile) for b in bounds]
+        values = [f"{b.objective} {_predicted(candidate, b.objective)}" for b in bounds]
         lines.append(f"{candidate.architecture} on {candidate.deployment.name}: {', '.join(values)}")
-    return "; ".join(lines) or "none"
+    said = f" (predicted; latency {percentile})" if lines else ""
+    return ("; ".join(lines) or "none") + said
 
 
-def shown(objective: Objective, value: float, percentile: str = "") -> str:
+def _predicted(candidate: Candidate, objective: Objective) -> str:
+    return shown(objective, abs(objective.value(candidate.predicted)))
+
+
+def shown(objective: Objective, value: float) -> str:
     """A value with its unit, for people."""
-    if objective.kind == "latency":
-        where = f" on {objective.place}" if objective.place else ""
-        return f"{value:.3g} ms{f' predicted {percentile}' if percentile else ''}{where}"
     if objective.kind == "metric":
-        return f"metric {value:.4f}"
-    if objective.kind in ("size", "memory"):
-        return f"{objective.kind} {value / 1e6:.1f} MB"
-    return f"{value / 1e9:.3f} GMACs" if objective.kind == "macs" else f"{value / 1e6:.2f} M parameters"
+        return f"{value:.4f}"
+    units = {
+        "latency": (1, "ms"),
+        "macs": (1e9, "G"),
+        "parameters": (1e6, "M"),
+        "size": (1e6, "MB"),
+        "memory": (1e6, "MB"),
+    }
+    scale, unit = units[objective.kind]
+    return f"{value / scale:.3g} {unit}"

@@ -188,11 +188,12 @@ class SearchSection(Section):
     network, hold for every network of a front. Size and memory are estimates.
 
     ``warm_start + rounds * batch`` sub-networks are evaluated, or, where they are given, `evaluations` or what `minutes`
-    allow; less where the front has not grown in `patience` rounds (0: however long). Between rounds an inner genetic
-    search of `population` x `generations` runs on predictions. Other methods than ``linas`` are there to compare it with.
+    allow; less where the front has not grown in `patience` rounds (0: however long). Between rounds an
+    `inner` genetic search of `population` x `generations` runs on predictions. Other methods than ``linas`` are there to compare it with.
     """
 
     method: Literal["linas", "nsga2", "evolution", "random"] = "linas"
+    inner: Literal["nsga2", "nsga3"] = "nsga2"
     objectives: list[str] = ["metric", "macs", "latency"]
     limits: list[str] = []
     warm_start: PositiveInt = 30

@@ -166,7 +166,7 @@ def test_select_meets_an_absolute_budget_or_says_what_is_nearest(project: Path, 
     nothing = call(project, "select", "--latency-budget", "0.0001ms", "--json")
     assert nothing.code == 3
     assert nothing.err.strip().splitlines()[-1].startswith("error: nothing is predicted to meet 0.0001ms; nearest: ")
-    assert 1 <= nothing.err.count("ms predicted p50") <= 3
+    assert "(predicted; latency p50)" in nothing.err
     assert nothing.out == ""
 
 
@@ -190,7 +190,7 @@ def test_select_keeps_several_budgets_and_says_who_else_there_was(project: Path,
     assert "runner-up: " in again.out
     nothing = call(project, "select", "--macs-budget", "90%", "--size-budget", "1kB")
     assert nothing.code == 3
-    assert nothing.err.strip().splitlines()[-1].count("GMACs, size ") == 3
+    assert nothing.err.strip().splitlines()[-1].count(" G, size ") == 3
 
 
 def test_objectives_and_limits_are_checked_in_one_line(project: Path, run: Path) -> None:
@@ -200,7 +200,7 @@ def test_objectives_and_limits_are_checked_in_one_line(project: Path, run: Path)
             ("--objective", "metric", "--objective", "latency@cpu-test:ort-int8-1t"), 2,
             "target cpu-test has no latency table for ort-int8-1t; did you mean 'ort-fp32-1t'",
         ),
-        (("--limit", "size<=1kB"), 3, "no network of the space keeps the limits on cpu-test (size at most size 0.0 MB); near"),
+        (("--limit", "size<=1kB"), 3, "no network of the space keeps the limits on cpu-test (size at most 0.001 MB); near"),
     ):  # fmt: skip
         found = call(project, "search", *arguments)
         assert found.code == code

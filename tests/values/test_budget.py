@@ -66,6 +66,7 @@ def test_the_order_of_a_budgets_parts_does_not_matter(parts: list[str]) -> None:
         ("metric<=0.9", "contradicts itself: metric is made large"),
         ("8ms, latency<=9ms", "limits latency twice"),
         ("metric>=0.8, loss<=1", "limits metric twice"),
+        ("smallest", "budget 'smallest' limits nothing"),
         ("8ms, size<=a<=b", "is not written like latency<=8ms"),
     ],
 )  # fmt: skip
@@ -104,7 +105,7 @@ def test_all_limits_hold_together() -> None:
     for other in (candidate(0.79, 8.0, 2), candidate(0.8, 8.1, 2), candidate(0.8, 8.0, 2.1)):
         assert excess(other, bounds) > 0
     assert excess(candidate(0.8, 12.0, 3), bounds) == pytest.approx(0.5)
-    assert missed(candidate(0.8, 12.0, 2), bounds) == "12 ms (at most 8 ms)"
+    assert missed(candidate(0.8, 12.0, 2), bounds) == "latency 12 ms (at most 8 ms)"
 
 
 def test_those_within_their_interval_are_tried_first_then_the_preferred() -> None:
@@ -123,6 +124,7 @@ def test_those_within_their_interval_are_tried_first_then_the_preferred() -> Non
 def test_the_nearest_three_are_named_with_what_they_miss() -> None:
     bounds = [Bound(LATENCY, 1.0), Bound(SIZE, 1e6)]
     line = nearest([candidate(0.9, ms, heads=int(ms)) for ms in (4.0, 2.0, 5.0, 3.0)], bounds, "p90")
-    assert line.startswith("1L[2-16] on ort-fp32-1t: 2 ms predicted p90, size 1.0 MB; 1L[3-16]")
+    assert line.startswith("1L[2-16] on ort-fp32-1t: latency 2 ms, size 1 MB; 1L[3-16]")
+    assert line.endswith("(predicted; latency p90)")
     assert line.count(" on ort") == 3
     assert nearest([], bounds, "p50") == "none"

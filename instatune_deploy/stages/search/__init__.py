@@ -36,8 +36,8 @@ class SearchSettings:
 
     A fresh search evaluates ``warm_start + rounds * batch`` architectures, or, where that is given, `evaluations`. It ends
     before that after `minutes`, or when the hypervolume has not grown in `patience` rounds (0: never).
-    `population` and `generations` are of genetic searches on predictions and cost no evaluation; with method ``nsga2``
-    the population is what is evaluated a round.
+    `inner` (``nsga2`` or ``nsga3``), `population` and `generations` are of genetic searches on predictions and cost no
+    evaluation; with method ``nsga2`` the population is what is evaluated a round.
 
     Raises:
         UsageError: a number is too small.
@@ -45,6 +45,7 @@ class SearchSettings:
     """
 
     method: str = "linas"
+    inner: str = "nsga2"
     population: int = 100
     generations: int = 30
     rounds: int = 7
@@ -65,6 +66,8 @@ class SearchSettings:
             raise UsageError(f"search setting minutes must be more than 0, found {self.minutes}")
         if self.method not in STRATEGIES:
             raise UnknownNameError("search method", self.method, STRATEGIES)
+        if self.inner not in ("nsga2", "nsga3"):
+            raise UnknownNameError("inner search", self.inner, ("nsga2", "nsga3"))
 
 
 @dataclass(frozen=True)
@@ -134,10 +137,8 @@ def search(
         tuple(goals),
         (settings.warm_start, settings.batch),
         settings.population,
-        settings.generations,
-        fit,
-        effect,
-    )
+        settings.generations, fit, effect, settings.inner,
+    )  # fmt: skip
     reports: list[RoundReport] = []
     way = (strategy or STRATEGIES[settings.method])(task)
     if evaluate is not None:
@@ -188,15 +189,15 @@ def _fronts(task: Task, found: list[Evaluation], way: Strategy, predict: bool, s
     rng = random.Random(f"{seed}/last")
     # A space of which all is known needs no predictions to tell luck from merit: its front is what was measured.
     unknown = len({evaluation.architecture for evaluation in found}) < task.space.size
-    if not predict or not unknown:
-        fit = task.fit if way.predictor is not None and unknown else None
-        return tuple(front_of(goal, found, fit, task.effect) for goal in task.goals)
-    beliefs = Beliefs(task.fit(list(found)), found, task.effect)
+    predicted = unknown and (predict or way.predictor is not None)
+    beliefs = Beliefs(task.fit(list(found)) if predicted else None, found, task.effect)
     fronts = []
     for goal in task.goals:
-        points = search_beliefs(task, goal, beliefs, rng, optimism=0.0)
-        unseen = [beliefs.candidate(goal, *point) for point in points if point[0] not in beliefs.measured]
-        fronts.append(_kept(goal, beliefs, [*beliefs.candidates(goal, beliefs.measured), *unseen]))
+        candidates = beliefs.candidates(goal, beliefs.measured)
+        if predict and predicted:
+            points = search_beliefs(task, goal, beliefs, rng, optimism=0.0)
+            candidates += [beliefs.candidate(goal, *point) for point in points if point[0] not in beliefs.measured]
+        fronts.append(_kept(goal, beliefs, candidates))
     return tuple(fronts)
 
 

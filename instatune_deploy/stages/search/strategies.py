@@ -28,8 +28,8 @@ from instatune_deploy.values.space import Architecture, SearchSpace
 class Task:
     """What a strategy is for.
 
-    `sizes` are how many architectures to begin with and how many more a round (counts); `population` and `generations`
-    are of genetic searches on predictions; `fit` makes a predictor of all evaluations, `effect` is what precisions cost.
+    `sizes` are how many architectures to begin with and how many more a round (counts); `inner`, `population` and
+    `generations` are of genetic searches on predictions; `fit` makes a predictor of all evaluations, `effect` is what precisions cost.
     """
 
     space: SearchSpace
@@ -39,6 +39,7 @@ class Task:
     generations: int
     fit: Fit
     effect: PrecisionEffect | None = None
+    inner: str = "nsga2"
 
 
 class Strategy(Protocol):
@@ -94,14 +95,9 @@ def search_beliefs(
     front = ParetoFront.of(beliefs.candidates(goal, beliefs.measured), goal.objectives).candidates
     start = [(c.architecture, numbers[c.deployment]) for c in front]
     return evolve(
-        goal,
-        beliefs,
-        [*start, *before],
-        rng,
-        population=task.population,
-        generations=task.generations,
-        optimism=optimism,
-    )
+        goal, beliefs, [*start, *before], rng, algorithm=task.inner, population=task.population,
+        generations=task.generations, optimism=optimism,
+    )  # fmt: skip
 
 
 class RandomSampling:
@@ -151,7 +147,7 @@ class RegularizedEvolution:
 
 
 class Nsga2:
-    """NSGA-II (NSGA-III for three objectives) on real evaluations, one generation a round."""
+    """NSGA-II, or NSGA-III, on real evaluations, one generation a round."""
 
     predictor: Predictor | None = None
 
@@ -162,7 +158,7 @@ class Nsga2:
 
     def begin(self, known: Sequence[Evaluation], rng: random.Random) -> list[Architecture]:
         goal = self.task.goals[0]
-        self._algorithm = genetic_algorithm(goal, self.task.population, [], rng)
+        self._algorithm = genetic_algorithm(self.task.inner, goal, self.task.population, [], rng)
         problem, endless = CandidateProblem(goal, Beliefs(None, known)), ("n_gen", 10**9)
         self._algorithm.setup(problem, seed=rng.randrange(2**31), termination=endless)
         return self._ask(self._algorithm)
