@@ -276,12 +276,15 @@ def test_a_deployment_takes_the_metric_measured_in_its_precision(make_table: Mak
 
 
 def test_what_a_precision_costs_counts_where_it_was_not_measured(make_table: MakeTable) -> None:
-    def effect(architectures: Sequence[Architecture], precision: str) -> np.ndarray:
-        return np.full(len(architectures), -0.1 if precision == "bf16" else 0.0)
+    class Precise(Truth):
+        precisions = ("fp32", "bf16")
+
+        def predict(self, architectures: Sequence[Architecture], *, precision: str | None = None) -> np.ndarray:
+            return super().predict(architectures) - (0.1 if precision == "bf16" else 0.0)
 
     for evaluate in (Bench(), None):
         known = Bench()(SPACE.sample(20, seed=1))
-        result, _ = run(make_table, effect=effect, evaluate=evaluate, evaluations=known)
+        result, _ = run(make_table, fit=lambda _: Precise(), evaluate=evaluate, evaluations=known)
         assert {c.deployment for c in result.front.candidates} == {ORT, OV}
         for candidate in result.front.candidates:
             drop = 0.1 if candidate.deployment == OV else 0.0

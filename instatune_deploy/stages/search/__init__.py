@@ -17,7 +17,7 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from instatune_deploy.errors import InfeasibleBudgetError, UnknownNameError, UsageError
-from instatune_deploy.stages.search.beliefs import Beliefs, Fit, PrecisionEffect
+from instatune_deploy.stages.search.beliefs import Beliefs, Fit
 from instatune_deploy.stages.search.strategies import STRATEGIES, Strategy, Task, search_beliefs
 from instatune_deploy.values.budget import Bound, excess, nearest
 from instatune_deploy.values.costs import Goal
@@ -102,7 +102,7 @@ class SearchResult:
 
 def search(
     space: SearchSpace, goals: Sequence[Goal], *, evaluate: Evaluate | None, fit: Fit,
-    evaluations: Sequence[Evaluation], settings: SearchSettings, seed: int, effect: PrecisionEffect | None = None,
+    evaluations: Sequence[Evaluation], settings: SearchSettings, seed: int,
     strategy: Callable[[Task], Strategy] | None = None, on_round: Callable[[RoundReport], None] | None = None,
 ) -> SearchResult:  # fmt: skip
     """The fronts of one or several goals over architectures and deployments; what is evaluated serves all of them.
@@ -116,7 +116,6 @@ def search(
         evaluate: measures the metric of different architectures, on the search split.
         fit: makes a predictor from all evaluations so far.
         evaluations: known ones.
-        effect: what a precision adds to the metric, see `beliefs.PrecisionEffect`; None: nothing is known of it.
         strategy: makes the strategy, if not the one that `settings` name.
         on_round: called after the warm start and after every round.
 
@@ -137,7 +136,7 @@ def search(
         tuple(goals),
         (settings.warm_start, settings.batch),
         settings.population,
-        settings.generations, fit, effect, settings.inner,
+        settings.generations, fit, settings.inner,
     )  # fmt: skip
     reports: list[RoundReport] = []
     way = (strategy or STRATEGIES[settings.method])(task)
@@ -158,7 +157,7 @@ def search(
             tau = _rank_agreement(batch, predictor.predict(batch), fresh) if predictor is not None else None
             found.extend(fresh)
             known.update(dict.fromkeys(batch))
-            reports.append(RoundReport(number, len(known), _mean_hypervolume(goals, found, effect), tau))
+            reports.append(RoundReport(number, len(known), _mean_hypervolume(goals, found), tau))
             if on_round is not None:
                 on_round(reports[-1])
             spent = (
@@ -172,15 +171,13 @@ def search(
     return SearchResult(_fronts(task, found, way, evaluate is None, seed), found, tuple(reports))
 
 
-def front_of(
-    goal: Goal, found: Sequence[Evaluation], fit: Fit | None, effect: PrecisionEffect | None = None
-) -> ParetoFront:
+def front_of(goal: Goal, found: Sequence[Evaluation], fit: Fit | None) -> ParetoFront:
     """The front of what was evaluated; by predictions, too, where there is a `fit` (see `Beliefs`).
 
     Raises:
         InfeasibleBudgetError: nothing keeps the goal's limits; names the nearest three.
     """
-    beliefs = Beliefs(fit(list(found)) if fit is not None else None, found, effect)
+    beliefs = Beliefs(fit(list(found)) if fit is not None else None, found)
     return _kept(goal, beliefs, beliefs.candidates(goal, beliefs.measured))
 
 
@@ -190,7 +187,7 @@ def _fronts(task: Task, found: list[Evaluation], way: Strategy, predict: bool, s
     # A space of which all is known needs no predictions to tell luck from merit: its front is what was measured.
     unknown = len({evaluation.architecture for evaluation in found}) < task.space.size
     predicted = unknown and (predict or way.predictor is not None)
-    beliefs = Beliefs(task.fit(list(found)) if predicted else None, found, task.effect)
+    beliefs = Beliefs(task.fit(list(found)) if predicted else None, found)
     fronts = []
     for goal in task.goals:
         candidates = beliefs.candidates(goal, beliefs.measured)
@@ -245,9 +242,9 @@ def _with_largest(
     return [largest, *batch] if relative and largest not in known and largest not in batch else batch
 
 
-def _mean_hypervolume(goals: Sequence[Goal], found: Sequence[Evaluation], effect: PrecisionEffect | None) -> float:
+def _mean_hypervolume(goals: Sequence[Goal], found: Sequence[Evaluation]) -> float:
     """Of what was measured, whatever is predicted of it."""
-    beliefs = Beliefs(None, found, effect)
+    beliefs = Beliefs(None, found)
     volumes = []
     for goal in goals:
         candidates = beliefs.candidates(goal, beliefs.measured)

@@ -29,6 +29,59 @@ class UncertainPredictor(Predictor, Protocol):
     def spread(self, architectures: Sequence[Architecture]) -> np.ndarray: ...
 
 
+@runtime_checkable
+class PrecisePredictor(Predictor, Protocol):
+    """A predictor that knows what precisions cost: it predicts in each of `precisions`."""
+
+    @property
+    def precisions(self) -> Sequence[str]: ...
+
+    def predict(self, architectures: Sequence[Architecture], *, precision: str | None = None) -> np.ndarray: ...
+
+
+Fit = Callable[[list[Evaluation]], Predictor]
+
+
+class Beliefs:
+    """The metric of any architecture in any precision, as it is known now.
+
+    What was measured in the precision counts, else what was measured in others, corrected by what the predictor says of
+    the difference, if it does. Beside a predictor, the belief of a measured network is the mean of measurement and
+    prediction: the best of many measured networks is partly luck, and the prediction, which knows its neighbours, is not.
+
+    Args:
+        predictor: None: only what was measured is known.
+        evaluations: of different architectures; several of one architecture and precision are averaged.
+    """
+
+    def __init__(self, predictor: Predictor | None, evaluations: Iterable[Evaluation]) -> None:
+        self.predictor = predictor
+        measured: dict[Architecture, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for evaluation in evaluations:
+            measured[evaluation.architecture][evaluation.precision].append(evaluation.value)
+        self.measured = {
+            architecture: {precision: math.fsum(values) / len(values) for precision, values in by_precision.items()}
+            for architecture, by_precision in measured.items()
+        }
+        self._predicted: dict[Architecture, tuple[float, float]] = {}
+        self._effects: dict[tuple[Architecture, str], float] = {}
+
+    def look_at(self, architectures: Iterable[Architecture]) -> None:
+        """Predict, in one go, those that were not predicted yet."""
+        fresh = list(dict.fromkeys(a for a in architectures if a not in self._predicted))
+        if self.predictor is None or not fresh:
+            return
+        means = self.predictor.predict(fresh)
+        spreads = self.predictor.spread(fresh) if isinstance(self.predictor, UncertainPredictor) else 0 * means
+        self._predicted.update(zip(fresh, zip(means.tolist(), spreads.tolist(), strict=True), strict=True))
+        if isinstance(self.predictor, PrecisePredictor) and len(self.predictor.precisions) > 1:
+            for precision in self.predictor.precisions:
+                effects = self.predictor.predict(fresh, precision=precision) - means
+                self._effects.update(zip(((a, precision) for a in fresh), effects.tolist(), strict=True))
+
+    def spread(self, architectures: Sequence[Architecture]) -> np.ndarray: ...
+
+
 #: What running in a precision adds to the metric of n architectures against fp32, shape ``(n,)`` (fractions).
 PrecisionEffect = Callable[[Sequence[Architecture], str], np.ndarray]
 Fit = Callable[[list[Evaluation]], Predictor]
@@ -101,12 +154,8 @@ class Beliefs:
         return (value + predicted[0] + own) / 2, "search split and predictor"
 
     def _effect(self, architecture: Architecture, precision: str) -> float:
-        if self.effect is None:
-            return 0.0
-        key = (architecture, precision)
-        if key not in self._effects:
-            self._effects[key] = float(self.effect([architecture], precision)[0])
-        return self._effects[key]
+        """What a precision adds to the metric that the predictor predicts where it is asked for none; 0 if unknown."""
+        return self._effects.get((architecture, precision), 0.0)
 
     def candidate(self, goal: Goal, architecture: Architecture, index: int, *, optimism: float = 0.0) -> Candidate:
         """An architecture in the deployment of table `index`."""

@@ -15,7 +15,7 @@ from pymoo.algorithms.base.genetic import GeneticAlgorithm
 from pymoo.core.evaluator import Evaluator
 from pymoo.core.population import Population
 
-from instatune_deploy.stages.search.beliefs import Beliefs, Fit, PrecisionEffect, Predictor
+from instatune_deploy.stages.search.beliefs import Beliefs, Fit, Predictor
 from instatune_deploy.stages.search.choose import OPTIMISM, choose
 from instatune_deploy.stages.search.evolve import CandidateProblem, Point, evolve, genetic_algorithm
 from instatune_deploy.values.costs import Goal
@@ -29,7 +29,7 @@ class Task:
     """What a strategy is for.
 
     `sizes` are how many architectures to begin with and how many more a round (counts); `inner`, `population` and
-    `generations` are of genetic searches on predictions; `fit` makes a predictor of all evaluations, `effect` is what precisions cost.
+    `generations` are of genetic searches on predictions; `fit` makes a predictor of all evaluations.
     """
 
     space: SearchSpace
@@ -38,7 +38,6 @@ class Task:
     population: int
     generations: int
     fit: Fit
-    effect: PrecisionEffect | None = None
     inner: str = "nsga2"
 
 
@@ -76,7 +75,7 @@ class Linas:
     def propose(self, known: Sequence[Evaluation], rng: random.Random) -> list[Architecture]:
         task = self.task
         self.predictor = task.fit(list(known))
-        beliefs = Beliefs(self.predictor, known, task.effect)
+        beliefs = Beliefs(self.predictor, known)
         pool: dict[Architecture, None] = {}
         for number, goal in enumerate(task.goals):
             self._populations[number] = search_beliefs(task, goal, beliefs, rng, before=self._populations[number])
@@ -130,7 +129,7 @@ class RegularizedEvolution:
     def propose(self, known: Sequence[Evaluation], rng: random.Random) -> list[Architecture]:
         space, (goal, *_) = self.task.space, self.task.goals
         alive = list(dict.fromkeys(_architectures(known)))[-self.task.population :]
-        beliefs = Beliefs(None, known, self.task.effect)
+        beliefs = Beliefs(None, known)
         points = goal.scaled([beliefs.candidate(goal, architecture, 0) for architecture in alive])
         points = (points - points.min(axis=0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
         seen, children = set(_architectures(known)), dict[Architecture, None]()
@@ -164,7 +163,7 @@ class Nsga2:
         return self._ask(self._algorithm)
 
     def propose(self, known: Sequence[Evaluation], rng: random.Random) -> list[Architecture]:
-        beliefs = Beliefs(None, known, self.task.effect)
+        beliefs = Beliefs(None, known)
         # A generation of nothing but networks that are known, in another deployment perhaps, costs nothing.
         while self._algorithm is not None and self._asked is not None:
             self._algorithm.problem = CandidateProblem(self.task.goals[0], beliefs)
