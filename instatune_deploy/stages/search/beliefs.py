@@ -79,52 +79,6 @@ class Beliefs:
                 effects = self.predictor.predict(fresh, precision=precision) - means
                 self._effects.update(zip(((a, precision) for a in fresh), effects.tolist(), strict=True))
 
-    def spread(self, architectures: Sequence[Architecture]) -> np.ndarray: ...
-
-
-#: What running in a precision adds to the metric of n architectures against fp32, shape ``(n,)`` (fractions).
-PrecisionEffect = Callable[[Sequence[Architecture], str], np.ndarray]
-Fit = Callable[[list[Evaluation]], Predictor]
-
-
-class Beliefs:
-    """The metric of any architecture in any precision, as it is known now.
-
-    What was measured in the precision counts, else what was measured in others, corrected by `effect`. Beside a
-    predictor, the belief of a measured network is the mean of measurement and prediction: the best of many measured
-    networks is partly luck, and the prediction, which knows its neighbours, is not.
-
-    Args:
-        predictor: None: only what was measured is known.
-        evaluations: of different architectures; several of one architecture and precision are averaged.
-        effect: None: precisions do not matter.
-    """
-
-    def __init__(
-        self, predictor: Predictor | None, evaluations: Iterable[Evaluation], effect: PrecisionEffect | None = None
-    ) -> None:
-        self.predictor, self.effect = predictor, effect
-        measured: dict[Architecture, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for evaluation in evaluations:
-            measured[evaluation.architecture][evaluation.precision].append(evaluation.value)
-        self.measured = {
-            architecture: {precision: math.fsum(values) / len(values) for precision, values in by_precision.items()}
-            for architecture, by_precision in measured.items()
-        }
-        self._predicted: dict[Architecture, tuple[float, float]] = {}
-        self._effects: dict[tuple[Architecture, str], float] = {}
-
-    def look_at(self, architectures: Iterable[Architecture]) -> None:
-        """Predict, in one go, those that were not predicted yet."""
-        fresh = list(dict.fromkeys(a for a in architectures if a not in self._predicted))
-        if self.predictor is None or not fresh:
-            return
-        means = self.predictor.predict(fresh)
-        spreads = (
-            self.predictor.spread(fresh) if isinstance(self.predictor, UncertainPredictor) else np.zeros(len(fresh))
-        )
-        self._predicted.update(zip(fresh, zip(means.tolist(), spreads.tolist(), strict=True), strict=True))
-
     def spread(self, architecture: Architecture) -> float:
         """How unsure the prediction of an architecture is, as a standard deviation; 0 where nobody says."""
         self.look_at([architecture])
