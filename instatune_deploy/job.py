@@ -16,19 +16,18 @@ from instatune_deploy.device.fingerprint import check_target, detect, runtime_ve
 from instatune_deploy.elastic.pretrained import load_config, load_pretrained, space_for
 from instatune_deploy.elastic.subnetwork import check_space
 from instatune_deploy.elastic.supernet import Supernet
-from instatune_deploy.errors import TableError, TargetError, did_you_mean
-from instatune_deploy.profiling import Prober, describe_table
+from instatune_deploy.errors import TableError, did_you_mean
+from instatune_deploy.profiling import Prober, target_tables
 from instatune_deploy.searching import Fronts
 from instatune_deploy.stages.evaluate import Evaluator
-from instatune_deploy.stages.finetune import finetune
+from instatune_deploy.stages.finetune import fine_tuned, finetune
+from instatune_deploy.stages.propose import propose_space
 from instatune_deploy.stages.tune import tune
-from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import ModelShape
 from instatune_deploy.values.recipe import Recipe
-from instatune_deploy.values.shelf import find_table
-from instatune_deploy.values.space import Architecture, SearchSpace
+from instatune_deploy.values.space import AUTO, Architecture, SearchSpace
 from instatune_deploy.values.target import Target, find_target
 from instatune_deploy.workspace import (
     Workspace,
@@ -68,7 +67,7 @@ class Job:
             UsageError: something does not fit.
         """
         targets = [self.target(name) for name in self.recipe.targets]
-        check_space(self.space, self.config)
+        check_space(self.named_space, self.config)
         self.load_model()
         for split in (self.data.train, self.data.search, self.report_split):
             self.report(f"{split.name} split: {len(split)} samples")
@@ -79,7 +78,10 @@ class Job:
         """What `run` would do, a line a stage; writes nothing."""
         recipe, targets = self.recipe, self.check()
         teacher, searched = recipe.finetune.teacher, recipe.search
-        lines = [f"model {recipe.model} ({self.config.model_type}), {self.space.size:,} sub-networks"]
+        space = self.named_space
+        choices = f"{len(space.head_choices)} head counts and {len(space.ffn_choices)} MLP widths"
+        what = f"a space proposed from {choices}" if recipe.space == AUTO else f"{space.size:,} sub-networks"
+        lines = [f"model {recipe.model} ({self.config.model_type}), {what}"]
         if teacher is not None:
             lines.append(f"fine-tune the full model: {teacher.epochs:g} epochs of {len(self.data.train)} samples")
         lines.append(f"elastic fine-tuning: {recipe.finetune.epochs:g} epochs of {len(self.data.train)} samples")
@@ -100,10 +102,33 @@ class Job:
         return load_config(self.recipe.model)
 
     @cached_property
-    def space(self) -> SearchSpace:
-        """The space the recipe asks for, before layers are ordered by importance."""
+    def named_space(self) -> SearchSpace:
+        """The space the recipe names or describes; where it is to be proposed, what tables must cover for that."""
         wanted = self.recipe.space
         return space_for(self.config, wanted if isinstance(wanted, str) else wanted.model_dump())
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The space the recipe asks for, proposed where it says so, before layers are ordered by importance."""
+        recipe = self.recipe
+        if recipe.space != AUTO:
+            return self.named_space
+
+        def teacher() -> PreTrainedModel:
+            return fine_tuned(
+                recipe.finetune, self.load_model, self.data, self.processor, self.workspace, key=self.inputs_key,
+                seed=recipe.seed, report=self.report,
+            )  # fmt: skip
+
+        def tables(model: PreTrainedModel) -> list[LatencyTable]:
+            targets = [self.target(name) for name in recipe.targets]
+            return [table for target in targets for table in self._tables_of(target, model, self.named_space)]
+
+        proposed = propose_space(
+            recipe, teacher, tables, self.data.train, self.processor, self.workspace, key=self.inputs_key,
+            report=self.report,
+        )  # fmt: skip
+        return space_for(self.config, proposed.model_dump())
 
     @cached_property
     def processor(self) -> Processor:
@@ -176,51 +201,29 @@ class Job:
         Raises:
             TargetError: there is no table of a target that this machine cannot serve.
         """
-        if target.name in self._tables:
-            return self._tables[target.name]
-        usable, left_out = usable_deployments(target, detect())
-        try:
-            check_target(target, detect())
-        except TargetError as error:
-            usable, left_out = [], [str(error)]
-        for line in left_out:
-            self.report(line)
-        tables = [self._table(target, deployment) for deployment in usable]
-        if self.recipe.profile.foreign_tables:
-            found = (self._find(target, deployment) for deployment in target.deployments if deployment not in usable)
-            tables += [table for table in found if table is not None]
-        if not tables:
-            raise TargetError(f"{left_out[0]}, and there is no latency table of it")
-        self._tables[target.name] = tables
-        shutil.rmtree(self.workspace.path(".probes"), ignore_errors=True)  # hundreds of MB, needed by no one else
+        if target.name not in self._tables:
+            self._tables[target.name] = self._tables_of(target, self.supernet.model, self.supernet.space)
         return self._tables[target.name]
 
-    def _find(self, target: Target, deployment: Deployment) -> LatencyTable | None:
-        places = data_directories("latency_tables", self.workspace.path("tables"))
-        table, passed_over = find_table(
-            target.name, self.shape.signature, deployment, self.supernet.space, places, machine=detect(),
-            versions=runtime_versions(), foreign=self.recipe.profile.foreign_tables,
+    def _tables_of(self, target: Target, model: PreTrainedModel, space: SearchSpace) -> list[LatencyTable]:
+        """As `tables`, for networks of the sizes of `model` and the choices of `space`."""
+        # A prober of its own, for the files that one has made go with its target: hundreds of MB, needed by no one else.
+        tables = target_tables(
+            target, self._prober(model, space), self.recipe.profile, self.workspace.path("tables"),
+            seed=self.recipe.seed, report=self.report,
         )  # fmt: skip
-        for line in passed_over:
-            self.report(line)
-        if table is not None:
-            self.report(describe_table(table))
-        return table
-
-    def _table(self, target: Target, deployment: Deployment) -> LatencyTable:
-        table = self._find(target, deployment)
-        if table is None:
-            out = self.workspace.path("tables")
-            table = self.prober.table(target, deployment, self.recipe.profile, out, seed=self.recipe.seed)
-            self.report(describe_table(table))
-        return table
+        shutil.rmtree(self.workspace.path(".probes"), ignore_errors=True)
+        return tables
 
     @cached_property
     def prober(self) -> Prober:
         """Makes and measures networks of the super-network's shape."""
+        return self._prober(self.supernet.model, self.supernet.space)
+
+    def _prober(self, model: PreTrainedModel, space: SearchSpace) -> Prober:
         return Prober(
-            self.supernet.model, self.supernet.space, self.recipe.data.sequence_length,
-            self.workspace.path(".probes"), self.report, seed=self.recipe.seed,
+            model, space, self.recipe.data.sequence_length, self.workspace.path(".probes"), self.report,
+            seed=self.recipe.seed,
         )  # fmt: skip
 
     @cached_property

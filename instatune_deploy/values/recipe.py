@@ -14,6 +14,7 @@ from instatune_deploy.errors import RecipeError, UsageError, did_you_mean
 from instatune_deploy.values.budget import Budget, Limit
 from instatune_deploy.values.faults import first_fault
 from instatune_deploy.values.objectives import Objectives, parse_objectives
+from instatune_deploy.values.space import AUTO
 
 Task = Literal[
     "text-classification", "text-regression", "token-classification", "question-answering", "image-classification"
@@ -73,11 +74,23 @@ class DataSection(Section):
 
 
 class SpaceSection(Section):
-    """Choices of every layer: numbers of layers, of heads a layer, of MLP neurons a layer."""
+    """The choices: numbers of layers, of heads a layer, of MLP neurons a layer.
+
+    `heads` and `ffn` are one list for every layer, or a list of lists, one for each layer of the full network.
+    """
 
     depths: list[PositiveInt]
-    heads: list[PositiveInt]
-    ffn: list[PositiveInt]
+    heads: list[PositiveInt] | list[list[PositiveInt]]
+    ffn: list[PositiveInt] | list[list[PositiveInt]]
+
+    @pydantic.field_validator("heads", "ffn", mode="before")
+    @classmethod
+    def _one_list_or_one_a_layer(cls, given: Any) -> Any:
+        nested = [isinstance(entry, list) for entry in given] if isinstance(given, list) else []
+        if any(nested) and not all(nested):
+            raise ValueError("expected numbers for every layer alike or a list for each layer, found both")
+        kind: Any = list[list[PositiveInt]] if any(nested) else list[PositiveInt]
+        return pydantic.TypeAdapter(kind).validate_python(given)  # here, for a union's errors name each of its kinds
 
 
 class TrainingSection(Section):
@@ -109,7 +122,7 @@ class FinetuneSection(TrainingSection):
       `temperature`, `divergence` (``kl`` or AlphaNet's ``alpha``), `hidden_weight` and `attention_weight` (distances of
       hidden states and of attention outputs from the teacher's)
     - what is trained beside the full network: `subnetworks` a step, drawn by `sampling` (``uniform``, ``sandwich``, by
-      ``macs``, around the ``front``) from a space that grows for `widen_epochs`
+      ``macs``, around the ``front``; the larger `size_power`, the more small ones) from a space that grows for `widen_epochs`
     - where it starts: from the `teacher` (a training of its own; null: the model given is fine-tuned already) or the
       pre-trained weights (`start`), with heads and neurons sorted by `importance` (``first_order``, ``fisher`` or
       ``none``) and layers dropped by `layer_order` (``importance`` or ``last_first``), scored on `importance_rows` rows
@@ -127,6 +140,7 @@ class FinetuneSection(TrainingSection):
     attention_weight: Annotated[float, pydantic.Field(ge=0)]
     subnetworks: PositiveInt
     sampling: Literal["uniform", "sandwich", "macs", "front"]
+    size_power: Annotated[float, pydantic.Field(ge=0)]
     widen_epochs: Annotated[float, pydantic.Field(ge=0)]
     teacher: TrainingSection | None
     start: Literal["teacher", "pretrained"]
@@ -247,7 +261,8 @@ class Recipe(Section):
 
     `model` is a directory or hub name; with `reset_head` its task head is replaced by a new one, as for a task of other
     classes. `metric` is what the search makes large, by default the first of the task's (see `METRICS`). `space` is a
-    preset's name, ``paper`` (the one of the model's family) or choices. `targets` maps each target to its latency budgets:
+    preset's name, ``paper`` (the one of the model's family), ``auto`` (proposed from the importance of each layer's parts
+    and the targets' latencies, and written to ``space.yaml`` with the reasons) or choices. `targets` maps each target to its latency budgets:
     ms (``8`` or ``8ms``), or a share (``50%``) of the full network's measured latency on its fastest deployment there.
     A budget may limit more than that, and say what is preferred among networks that keep it: ``8ms, size<=30MB`` or
     ``loss<=0.5, smallest`` (see `values.budget`). Latencies are of `percentile`.
@@ -274,6 +289,27 @@ class Recipe(Section):
         if task is not None and metric not in METRICS[task]:
             raise ValueError(f"{metric} does not fit {task}, which takes {' or '.join(METRICS[task])}")
         return metric
+
+    @pydantic.field_validator("space", mode="before")
+    @classmethod
+    def _name_or_choices(cls, space: Any) -> Any:
+        if not isinstance(space, (str, dict, SpaceSection)):
+            raise ValueError("expected a preset's name, auto, or depths, heads and ffn")
+        return space if isinstance(space, str) else SpaceSection.model_validate(space)  # errors name one kind alone
+
+    @pydantic.model_validator(mode="after")
+    def _auto_has_what_it_goes_by(self) -> Recipe:
+        finetune = self.finetune
+        if self.space == AUTO and (finetune.importance == "none" or finetune.layer_order != "importance"):
+            raise ValueError(
+                f"space: auto goes by importance, but finetune says importance: {finetune.importance}, layer_order: "
+                f"{finetune.layer_order}; it takes first_order or fisher, and importance"
+            )
+        if self.space == AUTO and self.reset_head and finetune.teacher is None:
+            raise ValueError(
+                "space: auto scores a fine-tuned model: with reset_head, finetune.teacher must not be null"
+            )
+        return self
 
     @pydantic.field_validator("data")
     @classmethod

@@ -325,6 +325,8 @@ PRESETS: dict[str, SpacePreset] = {
     "vit-base": _VISION,
     "beit3-base": _VISION,
 }
+#: What stands where a preset's name could: the choices are proposed for model and targets, see `values.proposal`.
+AUTO = "auto"
 #: The preset that ``paper`` stands for in each family.
 FAMILY_PRESETS = {
     "beit": "beit3-base",

@@ -27,6 +27,9 @@ MINIMAL: dict[str, Any] = {
 }
 
 
+SPACE: dict[str, Any] = {"depths": [1, 2], "heads": [2, 4], "ffn": [16, 32]}
+
+
 def write(path: Path, data: Any) -> Path:
     path.write_text(data if isinstance(data, str) else yaml.safe_dump(data), encoding="utf-8")
     return path
@@ -47,6 +50,15 @@ def test_a_recipe_round_trips(tmp_path: Path) -> None:
     recipe = read_recipe(write(tmp_path / "r.yaml", MINIMAL))
     assert read_recipe(write(tmp_path / "again.yaml", recipe.model_dump())) == recipe
     assert Recipe.model_validate(recipe.model_dump()) == recipe
+
+
+@pytest.mark.parametrize(
+    "space", ["auto", "paper", SPACE, {**SPACE, "heads": [[2, 4], [4]]}, {**SPACE, "ffn": [[16], [32]]}]
+)
+def test_a_space_is_a_name_or_choices_of_every_layer_alike_or_of_each(tmp_path: Path, space: Any) -> None:
+    recipe = read_recipe(write(tmp_path / "r.yaml", {**MINIMAL, "space": space}))
+    assert (recipe.space if isinstance(recipe.space, str) else recipe.space.model_dump()) == space
+    assert read_recipe(write(tmp_path / "again.yaml", recipe.model_dump())) == recipe
 
 
 def test_a_metric_is_the_tasks_first_unless_another_is_named(tmp_path: Path) -> None:
@@ -136,6 +148,24 @@ def test_the_fine_tuned_model_is_made_only_where_it_is_used() -> None:
         ({"targets": {"cpu-avx512": ["fast"]}}, "budget 'fast' is neither milliseconds such as 8ms nor a share"),
         ({"targets": {"cpu-avx512": ["-3ms"]}}, "budget '-3ms' is neither"),
         ({"data": None}, "data: Input should be a valid dictionary"),
+        ({"space": 3}, "space: expected a preset's name, auto, or depths, heads and ffn"),
+        ({"space": {**SPACE, "width": [3]}}, "unknown key 'space.width'"),
+        ({"space": {"depths": [1], "heads": [1]}}, "space.ffn: Field required"),
+        ({"space": {**SPACE, "heads": [[1], [1, 0]]}}, "space.heads.1.1: Input should be greater than 0"),
+        (
+            {"space": {**SPACE, "ffn": [[16], 32]}},
+            "space.ffn: expected numbers for every layer alike or a list for each",
+        ),
+        ({"space": {**SPACE, "ffn": [[["x"]]]}}, "space.ffn.0.0: Input should be a valid integer"),
+        (
+            {"space": "auto", "finetune": "paper"},
+            "space: auto goes by importance, but finetune says importance: none, layer_order: last_first; it takes "
+            "first_order or fisher, and importance",
+        ),
+        (
+            {"space": "auto", "reset_head": True, "finetune": {"teacher": None}},
+            "space: auto scores a fine-tuned model: with reset_head, finetune.teacher must not be null",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
