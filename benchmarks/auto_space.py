@@ -112,7 +112,7 @@ class Bench:
     def _measure(self, space: str, seed: int) -> dict[str, Any]:
         job = self.job(space, seed)
         target: Target = job.target(str(self.target_path))
-        front = job.search(target, job.tables(target))
+        front = job.search([target])[target.name]
         reported = Evaluator(
             job.supernet, job.report_split, job.processor, metric="accuracy", path=job.workspace.path("report.jsonl")
         )([candidate.architecture for candidate in front.candidates])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
 
-from instatune_deploy.errors import RecipeError, did_you_mean
+from instatune_deploy.errors import RecipeError, UsageError, did_you_mean
+from instatune_deploy.values.budget import Budget, Limit
 from instatune_deploy.values.faults import first_fault
+from instatune_deploy.values.objectives import Objectives, parse_objectives
 from instatune_deploy.values.space import AUTO
 
 Task = Literal[
@@ -191,14 +194,44 @@ def read_preset(name: object) -> dict[str, Any]:
 
 
 class SearchSection(Section):
-    """The search: `warm_start + rounds * batch` sub-networks are evaluated; between rounds an inner genetic search
-    of `population` x `generations` runs on predictions."""
+    """The search.
 
-    warm_start: PositiveInt = 40
-    rounds: PositiveInt = 4
-    batch: PositiveInt = 25
+    `objectives` are two or three of ``metric`` (or the task's metric by its name), ``macs``, ``parameters``, ``size`` of the
+    file, ``latency``, ``memory``, and ``latency@TARGET:DEPLOYMENT`` for the latency in another place; `limits`, such as
+    ``size<=30MB``, ``latency<=50%`` of the full network's, ``metric>=0.88`` or ``loss<=0.5`` points against the full
+    network, hold for every network of a front. Size and memory are estimates.
+
+    ``warm_start + rounds * batch`` sub-networks are evaluated, or, where they are given, `evaluations` or what `minutes`
+    allow; less where the front has not grown in `patience` rounds (0: however long). Between rounds an
+    `inner` genetic search of `population` x `generations` runs on predictions. Other methods than ``linas`` are there to compare it with.
+    """
+
+    method: Literal["linas", "nsga2", "evolution", "random"] = "linas"
+    inner: Literal["nsga2", "nsga3"] = "nsga2"
+    objectives: list[str] = ["metric", "macs", "latency"]
+    limits: list[str] = []
+    warm_start: PositiveInt = 30
+    rounds: PositiveInt = 7
+    batch: PositiveInt = 10
     population: PositiveInt = 100
-    generations: PositiveInt = 50
+    generations: PositiveInt = 30
+    evaluations: PositiveInt | None = None
+    minutes: Annotated[float, pydantic.Field(gt=0)] | None = None
+    patience: Annotated[int, pydantic.Field(ge=0)] = 3
+
+    def goals(self, metric: str) -> tuple[Objectives, tuple[Limit, ...]]:
+        """What is searched for: objectives and limits; `metric` is the task's.
+
+        Raises:
+            UsageError: one is unknown, they repeat or contradict each other.
+        """
+        limits = tuple(sorted(Limit.parse(text, metric=metric) for text in self.limits))
+        limited = [limit.objective for limit in limits]
+        for objective in limited:
+            if limited.count(objective) > 1:
+                raise UsageError(f"limits repeat: {objective} is limited twice")
+        constrained = any(objective.kind == "metric" for objective in limited)
+        return parse_objectives(self.objectives, metric=metric, constrained=constrained), limits
 
 
 class ProfileSection(Section):
@@ -231,7 +264,8 @@ class Recipe(Section):
     preset's name, ``paper`` (the one of the model's family), ``auto`` (proposed from the importance of each layer's parts
     and the targets' latencies, and written to ``space.yaml`` with the reasons) or choices. `targets` maps each target to its latency budgets:
     ms (``8`` or ``8ms``), or a share (``50%``) of the full network's measured latency on its fastest deployment there.
-    Budgets are set on `percentile`.
+    A budget may limit more than that, and say what is preferred among networks that keep it: ``8ms, size<=30MB`` or
+    ``loss<=0.5, smallest`` (see `values.budget`). Latencies are of `percentile`.
     """
 
     name: str = "run"
@@ -285,27 +319,34 @@ class Recipe(Section):
             raise ValueError(f"text_pair goes with text-classification and text-regression, not with {task}")
         return data
 
+    @pydantic.field_validator("search")
+    @classmethod
+    def _objectives_are_some(cls, search: SearchSection, info: pydantic.ValidationInfo) -> SearchSection:
+        with _as_value_error():
+            search.goals(info.data.get("metric", "metric"))
+        return search
+
     @pydantic.field_validator("targets")
     @classmethod
-    def _targets_have_budgets(cls, targets: dict[str, list[str | float]]) -> dict[str, list[str | float]]:
+    def _targets_have_budgets(
+        cls, targets: dict[str, list[str | float]], info: pydantic.ValidationInfo
+    ) -> dict[str, list[str | float]]:
         if not targets or any(not budgets for budgets in targets.values()):
             raise ValueError("name at least one target, each with at least one budget")
-        for budgets in targets.values():
-            for budget in budgets:
-                parse_budget(budget)
+        with _as_value_error():
+            for budgets in targets.values():
+                for budget in budgets:
+                    Budget.parse(budget, metric=info.data.get("metric", "metric"))
         return targets
 
 
-def parse_budget(budget: str | float) -> tuple[float, Literal["ms", "share"]]:
-    """A budget's number and what it counts: milliseconds, or a share of the full network's latency.
-
-    Raises:
-        ValueError: it is neither like ``8``, ``8ms`` nor ``50%``, or not positive.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|%)?\s*", str(budget))
-    if match is None or float(match[1]) <= 0:
-        raise ValueError(f"budget {budget!r} is neither milliseconds such as 8ms nor a share such as 50%")
-    return (float(match[1]) / 100, "share") if match[2] == "%" else (float(match[1]), "ms")
+@contextmanager
+def _as_value_error() -> Iterator[None]:
+    """What pydantic takes for a field's fault, from what the values themselves raise."""
+    try:
+        yield
+    except UsageError as error:
+        raise ValueError(str(error)) from None
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -82,7 +82,7 @@ def proposed(auto: Auto) -> SpaceSection:
     assert list(supernet.space.depths) == section.depths
     assert supernet.space.largest == supernet.full
     # The search takes the same tables: nothing is measured.
-    front = job.search(job.target("cpu-test"), job.tables(job.target("cpu-test")))
+    front = job.search([job.target("cpu-test")])["cpu-test"]
     assert all(candidate.architecture in supernet.space for candidate in front.candidates)
     assert not auto.said("profiling")
     assert auto.said("layer 2: ")

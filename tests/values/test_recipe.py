@@ -14,7 +14,6 @@ from instatune_deploy.values.recipe import (
     FinetuneSection,
     Recipe,
     TrainingSection,
-    parse_budget,
     preset_names,
     read_preset,
     read_recipe,
@@ -137,6 +136,12 @@ def test_the_fine_tuned_model_is_made_only_where_it_is_used() -> None:
         ({"finetune": {"gamma": "maybe"}}, "finetune.gamma: Input should be 'off', 'on' or 'first_epochs'"),
         ({"finetune": "papr"}, "finetune: unknown fine-tuning preset 'papr'; did you mean 'paper'"),
         ({"finetune": {"preset": "bst", "alpha": 1}}, "unknown fine-tuning preset 'bst'; did you mean 'best'"),
+        ({"search": {"objectives": ["metric", "mcas"]}}, "search: unknown objective 'mcas'; did you mean 'macs'"),
+        ({"search": {"objectives": ["accuracy", "metric"]}}, "search: objectives repeat: accuracy and metric are the"),
+        ({"search": {"limits": ["size>=3MB"]}}, "search: limit 'size>=3MB' contradicts itself: size is made small"),
+        ({"search": {"limits": ["macs<=3G", "macs<=2G"]}}, "search: limits repeat: macs is limited twice"),
+        ({"search": {"method": "lians"}}, "search.method: Input should be 'linas', 'nsga2', 'evolution' or 'random'"),
+        ({"targets": {"cpu-avx512": ["8ms, sizes<=3MB"]}}, "targets: unknown limit 'sizes'; did you mean 'size'"),
         ({"search": {"rounds": 0}}, "search.rounds: Input should be greater than 0"),
         ({"targets": {}}, "targets: name at least one target, each with at least one budget"),
         ({"targets": {"cpu-avx512": []}}, "name at least one target, each with at least one budget"),
@@ -186,11 +191,11 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_recipe(tmp_path / "none.yaml")
 
 
-def test_budgets() -> None:
-    assert parse_budget("8ms") == (8.0, "ms")
-    assert parse_budget(8) == (8.0, "ms")
-    assert parse_budget(" 2.5 ms ") == (2.5, "ms")
-    assert parse_budget("50%") == (0.5, "share")
-    for wrong in ("", "0", "0ms", "ms", "8 s", "-1", "nan"):
-        with pytest.raises(ValueError, match="neither milliseconds"):
-            parse_budget(wrong)
+def test_objectives_and_limits_are_read_with_the_tasks_metric(tmp_path: Path) -> None:
+    search = {"objectives": ["macs", "f1"], "limits": ["loss<=1", "latency@cpu-avx2:ort-fp32-1t<=8ms"]}
+    targets = {"cpu-avx512": ["8ms, f1>=0.8", "loss<=0.5, smallest"]}
+    recipe = read_recipe(write(tmp_path / "r.yaml", {**MINIMAL, "metric": "f1", "search": search, "targets": targets}))
+    objectives, limits = recipe.search.goals(recipe.metric)
+    assert [str(objective) for objective in objectives] == ["macs", "metric"]
+    assert {str(limit.objective) for limit in limits} == {"metric", "latency@cpu-avx2:ort-fp32-1t"}
+    assert read_recipe(write(tmp_path / "again.yaml", recipe.model_dump())) == recipe
