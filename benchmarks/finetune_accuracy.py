@@ -47,6 +47,7 @@ Report = Callable[[str], None]
 VARIANTS: dict[str, dict[str, Any]] = {
     "best": {},
     "paper": {"preset": "paper", "gamma": "on"},
+    "paper_with_our_rate": {"preset": "paper", "gamma": "on", "learning_rate": 1.0e-4},
     "paper_gamma_off": {"preset": "paper"},
     "paper_gamma_first": {"preset": "paper", "gamma": "first_epochs"},
     # Each ingredient of `best` taken away.
@@ -55,20 +56,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without_warm_start": {"start": "pretrained"},
     "without_teacher": {"gamma": "off"},
     "without_sampling_by_macs": {"sampling": "uniform"},
+    "without_size_power": {"size_power": 0.0},
+    "without_hidden_states": {"hidden_weight": 0.0},
+    "without_higher_rate": {"learning_rate": 5.0e-5},
+    "with_dropout": {"dropout": None},
     # Ingredients that `best` does not have.
     "with_fisher": {"importance": "fisher"},
     "with_sandwich": {"sampling": "sandwich", "subnetworks": 2},
     "with_front": {"sampling": "front"},
     "with_widening": {"widen_epochs": 2},
-    "with_hidden_states": {"hidden_weight": 1.0},
     "with_attention": {"attention_weight": 1.0},
     "with_alpha_divergence": {"divergence": "alpha"},
     "with_moving_mean": {"ema_decay": 0.995},
     "with_layer_decay": {"layer_decay": 0.9},
     "with_head_rate": {"head_rate": 5.0},
-    "without_dropout": {"dropout": 0.0},
     "with_two_subnetworks": {"subnetworks": 2},
-    "with_sizes_alike": {"size_power": 0.0},
     "with_mostly_small": {"size_power": 2.0},
     # The paper's open questions.
     "teacher_first_epoch": {"gamma": "first_epochs"},
