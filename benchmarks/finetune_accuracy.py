@@ -47,7 +47,7 @@ Report = Callable[[str], None]
 VARIANTS: dict[str, dict[str, Any]] = {
     "best": {},
     "paper": {"preset": "paper", "gamma": "on"},
-    "paper_with_our_rate": {"preset": "paper", "gamma": "on", "learning_rate": 1.0e-4},
+    "paper_with_our_rate": {"preset": "paper", "gamma": "on", "learning_rate": 2.0e-4},
     "paper_gamma_off": {"preset": "paper"},
     "paper_gamma_first": {"preset": "paper", "gamma": "first_epochs"},
     # Each ingredient of `best` taken away.

@@ -84,12 +84,14 @@ def _fields(directory: Path, index: dict[str, Any]) -> dict[str, Any]:
         if _sha256(text) != digest:
             raise UsageError(f"damaged: SHA-256 of {name} differs")
         texts[name.split("-")[0]].append(text)
+    trees = {kind: Trees(float(index["trees_middle"]), tuple(found)) for kind, found in texts.items()}
     fields = {
         "features": features,
         "members": Members(
             GaussianProcess.from_dict(features, index["process"]),
-            *(Trees(float(index["trees_middle"]), tuple(texts[kind])) for kind in _TREES),
-            linear=linear_from_dict(index["linear"]),
+            trees["boosted"],
+            trees["forest"],
+            linear_from_dict(index["linear"]),
         ),
         "weights": {str(name): float(weight) for name, weight in index["weights"].items()},
         "reference": str(index["reference"]),
