@@ -115,8 +115,8 @@ class Features:
         Returns:
             Shape ``(n, len(step_names))``, 0 or 1.
         """
-        genes, choices = (np.array(column, dtype=int) for column in zip(*self._steps, strict=True))
-        return (counts[:, genes] >= choices).astype(np.float64)
+        choices = np.array([choice for _, choice in self._steps])
+        return (counts[:, self.step_genes] >= choices).astype(np.float64)
 
     @cached_property
     def step_kinds(self) -> np.ndarray:
@@ -125,6 +125,11 @@ class Features:
         return np.array(
             [PRESENCE if step in first else HEADS if step[0] < self.space.layers else NEURONS for step in self._steps]
         )
+
+    @cached_property
+    def step_genes(self) -> np.ndarray:
+        """The gene of each step, a column of `counts`, shape ``(steps,)``."""
+        return np.array([gene for gene, _ in self._steps])
 
     @cached_property
     def step_sizes(self) -> np.ndarray:

@@ -203,6 +203,13 @@ def test_the_precision_with_most_evaluations_is_the_reference() -> None:
     assert fitted.quality.n == 20
 
 
+def test_many_are_predicted_as_each_is_alone(free: AccuracyPredictor) -> None:
+    many = (list(SPACE) * 3)[:2100]
+    together = free.predict(many), free.spread(many)
+    assert together[0][[0, 1000, 2099]] == pytest.approx([free.predict([many[i]])[0] for i in (0, 1000, 2099)])
+    assert together[1][[0, 1000, 2099]] == pytest.approx([free.spread([many[i]])[0] for i in (0, 1000, 2099)])
+
+
 def test_a_precision_without_evaluations_is_refused(free: AccuracyPredictor) -> None:
     with pytest.raises(UsageError, match="evaluate some networks in bf16"):
         free.predict([SPACE.largest], precision="bf16")

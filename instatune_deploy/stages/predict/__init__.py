@@ -27,6 +27,8 @@ from instatune_deploy.values.space import Architecture, SearchSpace
 __all__ = ["MIN_EVALUATIONS", "AccuracyPredictor", "PredictorQuality", "fit_predictor"]
 
 MIN_EVALUATIONS = 8
+#: Architectures predicted at a time: each is compared with all evaluated ones.
+_CHUNK = 1000
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,16 @@ class AccuracyPredictor:
                 f"cannot predict {self.quality.metric} in {precision}: evaluations are in {', '.join(self.precisions)}; "
                 f"evaluate some networks in {precision}"
             )
-        if not architectures:
+        chunks = [
+            self._predict_chunk(architectures[begin : begin + _CHUNK], precision)
+            for begin in range(0, len(architectures), _CHUNK)
+        ]
+        if not chunks:
             return np.empty(0), np.empty(0)
+        mean, spread = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+        return mean, spread
+
+    def _predict_chunk(self, architectures: Sequence[Architecture], precision: str) -> tuple[np.ndarray, np.ndarray]:
         predicted, deviation = self.members.predict(self.features, self.features.counts(architectures))
         mean = blend(predicted, self.weights)
         variance = deviation**2
@@ -138,7 +148,7 @@ def fit_predictor(
     """Fit a predictor, the same for the same evaluations in any order, and cross-validate it.
 
     Monotone predictors are blended of monotone models alone. Where more need not be better, as without sorting by
-    importance, the free one is better from about a hundred evaluations on.
+    importance, the free one is better from about a hundred evaluations on (recorded sub-networks of BERT-base).
 
     Args:
         space: the space that predictions are wanted for.

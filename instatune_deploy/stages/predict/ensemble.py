@@ -22,6 +22,8 @@ FREE = {"process": 0.5, "boosted": 0.25, "forest": 0.25, "linear": 0.0}
 MONOTONE = {"boosted": 0.4, "forest": 0.3, "linear": 0.3}
 #: Prior deviation of a weight. Members err alike, so a few dozen values cannot tell their weights apart.
 _DEVIATION = 0.1
+#: Models of each kind of trees: for predictions, and for the folds, which only weigh them.
+_MODELS, _FOLD_MODELS = 6, 2
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,20 @@ class Members:
         *,
         seed: int,
         monotone: bool,
+        models: int = _MODELS,
         start: tuple[float, ...] | None = None,
     ) -> Members:
-        """Fit each to `values`, shape ``(n,)``; `start` is where the process begins to look for its parameters."""
+        """Fit each to `values`, shape ``(n,)``.
+
+        Args:
+            models: of each kind of trees.
+            start: where the process begins to look for its parameters.
+        """
         counts = features.counts(known)
         return cls(
             GaussianProcess.fit(features, known, values, start=start),
-            Trees.boosted(counts, values, seed=seed, monotone=monotone),
-            Trees.forest(counts, values, seed=seed, monotone=monotone),
+            Trees.boosted(counts, values, models=models, seed=seed, monotone=monotone),
+            Trees.forest(counts, values, models=models, seed=seed, monotone=monotone),
             Linear.fit(features.steps(counts), values, monotone=monotone),
         )
 
@@ -95,7 +103,7 @@ def cross_validate(
     for fit, held in splits:
         members = Members.fit(
             features, tuple(known[i] for i in fit), values[fit], seed=seed, monotone=monotone,
-            start=full.process.logarithms,
+            models=_FOLD_MODELS, start=full.process.logarithms,
         )  # fmt: skip
         for name, found in members.predict(features, counts[held])[0].items():
             predicted[name][held] = found

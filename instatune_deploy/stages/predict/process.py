@@ -9,8 +9,8 @@ The covariance of two networks is a sum (Rasmussen and Williams, 2006, Sec. 4.2)
   so their crowding tells something before their values do; where they were drawn at random it tells nothing, and its
   variance is found to be small.
 
-Variances and rates are the most probable ones given the values (Sec. 5.4.1). Their priors are what sub-networks of
-BERT-base on SST-2 showed; they are wide enough to be overruled by some dozen values.
+Variances and rates are the most probable ones given the values (Sec. 5.4.1), those of each layer's heads and MLP around
+those of their kind. Their priors are what sub-networks of BERT-base on SST-2 showed, wide enough to be overruled.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.optimize import minimize
 
-from instatune_deploy.values.features import Features
+from instatune_deploy.values.features import PRESENCE, Features
 from instatune_deploy.values.space import Architecture
 
 #: Prior means of what all steps of a kind add together and of the sum of their rates: presence, heads, neurons. Values
@@ -31,11 +31,13 @@ from instatune_deploy.values.space import Architecture
 _KIND_VARIANCE, _KIND_RATE = np.array([1.2, 0.36, 0.54]), np.array([3.3, 10.8, 12.0])
 #: Prior means of the variances of crowding, of likeness and of noise.
 _CROWD, _ALIKE, _NOISE = 0.14, 0.14, 0.014
-#: Prior deviations of logarithms; how noisy values are differs most from task to task.
-_DEVIATION = np.array([0.5] * 8 + [1.0])
+#: Prior deviations of logarithms: of what is common, of noise, which differs most from task to task, and of a gene's
+#: variance or rate from the common one.
+_DEVIATION, _NOISE_DEVIATION, _GENE_DEVIATION = 0.4, 1.0, 0.5
+_COMMON = 9
 #: How fast a network ceases to crowd another with the share of genes in which they differ.
 _CROWD_RATE = 9.6
-_ITERATIONS = 40
+_ITERATIONS = 60
 #: Prior variance of the mean, and what keeps factors of nearly singular matrices finite.
 _CONSTANT, _JITTER = 1.0, 1e-8
 
@@ -47,8 +49,9 @@ class GaussianProcess:
     Args:
         known: those it was fitted to, all different.
         values: theirs, shape ``(n,)``.
-        logarithms: of its nine parameters: variances of the three kinds of steps, of crowding, rates of the three
-            kinds, variances of likeness and of noise. Values have variance 1.
+        logarithms: of its parameters: variances of the three kinds of steps, of crowding, rates of the three kinds,
+            variances of likeness and of noise (values have variance 1); then for each gene the factor of its variance,
+            and for each the factor of its rate.
     """
 
     features: Features
@@ -66,12 +69,12 @@ class GaussianProcess:
         start: tuple[float, ...] | None = None,
     ) -> GaussianProcess:
         """The process with the most probable parameters, looked for from `start` or from the prior."""
-        prior = _prior(features)
+        prior, deviation = _prior(features)
         design = _Design(features, features.counts(known))
         standard = (values - values.mean()) / (values.std() or 1.0)
         found = minimize(
-            _negative_log_posterior, prior if start is None else np.array(start), args=(prior, design, standard),
-            jac=True, method="L-BFGS-B", options={"maxiter": _ITERATIONS},
+            _negative_log_posterior, prior if start is None else np.array(start),
+            args=(prior, deviation, design, standard), jac=True, method="L-BFGS-B", options={"maxiter": _ITERATIONS},
         )  # fmt: skip
         return cls(features, known, tuple(values.tolist()), tuple(found.x.tolist()))
 
@@ -110,7 +113,7 @@ class GaussianProcess:
     def from_dict(cls, features: Features, data: dict[str, Any]) -> GaussianProcess:
         known = tuple(features.space.check(Architecture.parse(text)) for text in data["known"])
         values, logarithms = (tuple(float(x) for x in data[name]) for name in ("values", "logarithms"))
-        if not known or len(known) != len(values) or len(logarithms) != len(_DEVIATION):
+        if not known or len(known) != len(values) or len(logarithms) != len(_prior(features)[0]):
             raise ValueError(
                 f"{len(known)} networks, {len(values)} values and {len(logarithms)} parameters of a process"
             )
@@ -122,18 +125,17 @@ class _Design:
 
     def __init__(self, features: Features, counts: np.ndarray) -> None:
         self.features, self.counts = features, counts
-        self.kinds, self.sizes = features.step_kinds, features.step_sizes
+        self.kinds, self.genes, self.sizes = features.step_kinds, features.step_genes, features.step_sizes
         self.steps = features.steps(counts)
         crowd = self._crowd(counts)
         self.crowd_mean, self.crowd_scale = float(crowd.mean()), float(crowd.std()) or 1.0
         self.columns = self._columns(self.steps, crowd)
-        self.groups = np.append(self.kinds, 3)
 
     def covariance(self, logarithms: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Covariance of the known networks with noise, its part by likeness, and ``1 + distance`` of that."""
         parameters = np.exp(logarithms)
         alike, base = self._alike(self.steps, parameters)
-        total = _CONSTANT + (self.columns * parameters[self.groups]) @ self.columns.T + alike
+        total = _CONSTANT + (self.columns * self._variances(parameters)) @ self.columns.T + alike
         total[np.diag_indices(len(total))] += parameters[8] + _JITTER
         return total, alike, base
 
@@ -143,7 +145,7 @@ class _Design:
         steps = self.features.steps(counts)
         columns = self._columns(steps, self._crowd(counts))
         alike, _ = self._alike(steps, parameters)
-        weighed = columns * parameters[self.groups]
+        weighed = columns * self._variances(parameters)
         return _CONSTANT + weighed @ self.columns.T + alike, _CONSTANT + (weighed * columns).sum(1) + parameters[7]
 
     def slopes(
@@ -152,27 +154,40 @@ class _Design:
         """Gradient by the logarithms of what has the gradient `by_covariance` (symmetric) by the covariance, whose
         parts are given."""
         parameters = np.exp(logarithms)
-        by_column = np.einsum("ij,ij->j", self.columns, by_covariance @ self.columns)
+        by_variance = np.einsum("ij,ij->j", self.columns, by_covariance @ self.columns) * self._variances(parameters)
         by_alike = by_covariance * alike
         by_distance = -by_alike / base
         # The sum over pairs of |a - b| is that of a + b - 2 a b for steps, which are 0 or 1.
-        by_step = 2 * self.steps.T @ by_distance.sum(1) - 2 * np.einsum(
-            "ij,ij->j", self.steps, by_distance @ self.steps
-        )
+        crossed = np.einsum("ij,ij->j", self.steps, by_distance @ self.steps)
+        by_rate = 2 * (self.steps.T @ by_distance.sum(1) - crossed) * self._rates(parameters)
+        genes = 2 * self.features.space.layers
         return np.concatenate(
             [
-                np.bincount(self.groups, by_column, 4) * parameters[:4],
-                np.bincount(self.kinds, by_step * self.sizes, 3) * parameters[4:7],
+                np.bincount(self.kinds, by_variance[:-1], 3),
+                by_variance[-1:],
+                np.bincount(self.kinds, by_rate, 3),
                 [by_alike.sum(), np.trace(by_covariance) * parameters[8]],
+                np.bincount(self.genes, by_variance[:-1], genes),
+                np.bincount(self.genes, by_rate, genes),
             ]
         )
+
+    def _variances(self, parameters: np.ndarray) -> np.ndarray:
+        """Of each column."""
+        of_genes, _ = np.split(parameters[_COMMON:], 2)
+        return np.append(parameters[:3][self.kinds] * of_genes[self.genes], parameters[3])
+
+    def _rates(self, parameters: np.ndarray) -> np.ndarray:
+        """Of each step."""
+        _, of_genes = np.split(parameters[_COMMON:], 2)
+        return np.asarray(parameters[4:7][self.kinds] * of_genes[self.genes] * self.sizes)
 
     def _columns(self, steps: np.ndarray, crowd: np.ndarray) -> np.ndarray:
         """What adds up: steps by the root of their sizes, then crowding as its deviations from the mean."""
         return np.column_stack([steps * np.sqrt(self.sizes), (crowd - self.crowd_mean) / self.crowd_scale])
 
     def _alike(self, steps: np.ndarray, parameters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rates = parameters[4:7][self.kinds] * self.sizes
+        rates = self._rates(parameters)
         first, second = steps @ rates, self.steps @ rates
         distance = first[:, None] + second[None, :] - 2 * (steps * rates) @ self.steps.T
         base = 1 + np.maximum(distance, 0.0)
@@ -186,16 +201,19 @@ class _Design:
         return np.asarray(np.log(near.mean(1) + 1e-6))
 
 
-def _prior(features: Features) -> np.ndarray:
-    """Means of the logarithms of the parameters, for as many steps of each kind as the space has."""
+def _prior(features: Features) -> tuple[np.ndarray, np.ndarray]:
+    """Means and deviations of the logarithms of the parameters, for as many steps of each kind as the space has."""
     steps = np.maximum(np.bincount(features.step_kinds, minlength=3), 1)
     # Layers that no network lacks tell nothing apart.
-    steps[0] = max(1, features.space.depths[-1] - features.space.depths[0])
-    return np.log(np.concatenate([_KIND_VARIANCE / steps, [_CROWD], _KIND_RATE / steps, [_ALIKE, _NOISE]]))
+    steps[PRESENCE] = max(1, features.space.depths[-1] - features.space.depths[0])
+    common = np.log(np.concatenate([_KIND_VARIANCE / steps, [_CROWD], _KIND_RATE / steps, [_ALIKE, _NOISE]]))
+    genes = 2 * 2 * features.space.layers
+    deviations = [*[_DEVIATION] * (_COMMON - 1), _NOISE_DEVIATION, *[_GENE_DEVIATION] * genes]
+    return np.append(common, np.zeros(genes)), np.array(deviations)
 
 
 def _negative_log_posterior(
-    logarithms: np.ndarray, prior: np.ndarray, design: _Design, values: np.ndarray
+    logarithms: np.ndarray, prior: np.ndarray, deviation: np.ndarray, design: _Design, values: np.ndarray
 ) -> tuple[float, np.ndarray]:
     """Of the parameters, up to a constant, and its gradient."""
     covariance, alike, base = design.covariance(logarithms)
@@ -205,7 +223,7 @@ def _negative_log_posterior(
         return 1e10, np.zeros_like(logarithms)
     inverse = cho_solve(factor, np.eye(len(values)))
     weights = inverse @ values
-    off = (logarithms - prior) / _DEVIATION
+    off = (logarithms - prior) / deviation
     value = 0.5 * values @ weights + np.log(np.diag(factor[0])).sum() + 0.5 * off @ off
     gradient = design.slopes(logarithms, alike, base, 0.5 * (inverse - np.outer(weights, weights)))
-    return float(value), gradient + off / _DEVIATION
+    return float(value), gradient + off / deviation

@@ -27,8 +27,7 @@ _COMMON: dict[str, Any] = {
 #: Few features a tree, as of many layers only some matter: each gets its chance.
 _BOOSTED = {"learning_rate": 0.06, "num_leaves": 8, "lambda_l2": 1.0, "bagging_fraction": 0.8, "feature_fraction": 0.2}
 _FOREST = {"boosting": "rf", "num_leaves": 31, "min_data_in_leaf": 1, "bagging_fraction": 0.63, "feature_fraction": 0.3}
-_BOOSTERS, _BOOSTED_ROUNDS = 3, 150
-_FORESTS, _FOREST_ROUNDS = 2, 75
+_BOOSTED_ROUNDS, _FOREST_ROUNDS = 150, 75
 
 
 @dataclass(frozen=True)
@@ -40,21 +39,22 @@ class Trees:
     texts: tuple[str, ...]
 
     @classmethod
-    def boosted(cls, counts: np.ndarray, values: np.ndarray, *, seed: int, monotone: bool) -> Trees:
+    def boosted(cls, counts: np.ndarray, values: np.ndarray, *, models: int, seed: int, monotone: bool) -> Trees:
         """Gradient boosting.
 
         Args:
             counts: shape ``(n, 2 * layers + 1)``, of `Features.counts`.
             values: shape ``(n,)``.
+            models: how many; the more, the steadier is their mean.
             monotone: whether a larger count must never be predicted lower.
         """
         own = {"min_data_in_leaf": max(2, len(values) // 50)}
-        return cls(*_train(counts, values, {**_BOOSTED, **own}, _BOOSTERS, _BOOSTED_ROUNDS, seed, monotone))
+        return cls(*_train(counts, values, {**_BOOSTED, **own}, models, _BOOSTED_ROUNDS, seed, monotone))
 
     @classmethod
-    def forest(cls, counts: np.ndarray, values: np.ndarray, *, seed: int, monotone: bool) -> Trees:
+    def forest(cls, counts: np.ndarray, values: np.ndarray, *, models: int, seed: int, monotone: bool) -> Trees:
         """A random forest; arguments as of `boosted`."""
-        return cls(*_train(counts, values, _FOREST, _FORESTS, _FOREST_ROUNDS, seed, monotone))
+        return cls(*_train(counts, values, _FOREST, models, _FOREST_ROUNDS, seed, monotone))
 
     def predict(self, counts: np.ndarray) -> np.ndarray:
         """Mean over the models, shape ``(n,)``."""
@@ -81,7 +81,7 @@ def _train(
         parameters["monotone_constraints"] = [1] * counts.shape[1]
     texts = []
     for number in range(models):
-        seeded = {**parameters, "seed": (seed * models + number) % 2**31}
+        seeded = {**parameters, "seed": (seed * 101 + number) % 2**31}
         data = lightgbm.Dataset(counts, values - middle, params=seeded)
         texts.append(lightgbm.train(seeded, data, rounds).model_to_string())
     return middle, tuple(texts)
