@@ -48,8 +48,8 @@ class AxisMap:
         head_widths: attributes below a layer that hold the number of heads times the head size.
         attention: module below a layer whose output, or the first of its outputs, is that of the attention block, of
             shape (samples, tokens, hidden size).
-        queries: linear module below a layer whose output nothing but the queries of the layer's positions is made of; empty
-            where there is none.
+        keys_values: linear modules below a layer that make keys and values of the attention block's first input, where the
+            block can run on the first positions of that input alone while these read all of it; empty where it cannot.
         inputs: what a sample is, tokens of a text or pixels of an image.
         ffn_size: the config's name of the number of neurons.
         token_types: whether the family's tokenizers tell the sentences of a pair apart (`token_type_ids`).
@@ -67,7 +67,7 @@ class AxisMap:
     head_widths: tuple[str, ...]
     attention: str
     inputs: Literal["text", "image"]
-    queries: str = ""
+    keys_values: tuple[str, ...] = ()
     ffn_size: str = "intermediate_size"
     token_types: bool = False
     positions_after_padding: bool = False

@@ -170,16 +170,17 @@ class _Remembered(nn.Module):
     def _share_attention(self, stack: ExitStack, tokens: int) -> None:
         """Until `stack` is closed, the attention block computes what is needed of it."""
         step, positions = self.step, None if self.keep_attention else self.positions
+        block = self.full.get_submodule(self.axes.attention)
         if step.attention or positions is None:
-            block = self.full.get_submodule(self.axes.attention)
             stack.enter_context(_replaced(block, _once(block.forward, step.attention)))
         if step.attention:
             return
         (projection,) = _modules(self.full, self.axes.heads, dim=1)
+        if positions is not None and self.axes.keys_values:
+            keys_values = [self.full.get_submodule(name) for name in self.axes.keys_values]
+            _ask_first(stack, block, keys_values, positions)
+            tokens = positions  # the projection sees no others
         step.heads = _add(stack, projection, step.heads, step.layer[1].heads, positions, tokens)
-        if positions is not None and self.axes.queries:
-            queries = self.full.get_submodule(self.axes.queries)
-            stack.enter_context(_replaced(queries, _padded(_narrowed(queries.forward, positions), tokens)))
 
     def _share_neurons(self, stack: ExitStack, tokens: int) -> None:
         """Until `stack` is closed, the MLP computes what is needed of it."""
@@ -220,6 +221,29 @@ def _add(
 
     stack.enter_context(_replaced(projection, forward if positions is None else _padded(forward, tokens)))
     return after if positions is None else before
+
+
+def _ask_first(stack: ExitStack, block: nn.Module, keys_values: Sequence[nn.Module], positions: int) -> None:
+    """Until `stack` is closed, an attention block runs for its first positions, whose queries see all keys and values; its
+    output has zeros at the others."""
+    run, whole = block.forward, list[Tensor]()
+
+    def forward(*inputs: Any, **options: Any) -> Any:
+        named: dict[Any, Any] = {**dict(enumerate(inputs)), **options}
+        first = next(name for name, value in named.items() if isinstance(value, Tensor))
+        states: Tensor = named[first]
+        whole.append(states)
+        for name, value in named.items():
+            if isinstance(value, Tensor) and value.dim() == 4:  # a mask of queries and keys
+                named[name] = value[:, :, :positions]
+        named[first] = states[:, :positions]
+        output = run(*(named[place] for place in range(len(inputs))), **{name: named[name] for name in options})
+        pad = _padded(lambda found: found, states.shape[1])
+        return pad(output) if isinstance(output, Tensor) else (pad(output[0]), *output[1:])
+
+    stack.enter_context(_replaced(block, forward))
+    for module in keys_values:
+        stack.enter_context(_replaced(module, lambda states, read=module.forward: read(whole[-1])))
 
 
 def _narrowed(run: Callable[[Tensor], Tensor], positions: int) -> Callable[[Tensor], Tensor]:

@@ -343,6 +343,36 @@ def test_batches_are_the_rows_without_labels_and_labelled_batches_with_them(
     assert len(split) == 39
 
 
+@pytest.mark.parametrize("tokens", [1, 30, 200])
+def test_even_batches_are_the_rows_and_hold_few_lengths(tmp_path: Path, model: str, tokens: int) -> None:
+    task: Task = "text-classification"
+    processor = Processor(model, task, TOKENS)
+    data = section(write_rows(tmp_path / "t.parquet", task, 60, seed=1), search_rows=20, **SECTIONS[task])
+    rows = open_task_data(data, task, processor, seed=0).train.rows
+    seen = []
+    for numbers, inputs in processor.even_batches(rows, 1, tokens):
+        count, longest = inputs["input_ids"].shape
+        assert count == 1 or count * longest <= tokens
+        masks = [rows[number]["attention_mask"] for number in numbers.tolist()]
+        assert [mask[mask == 1].tolist() for mask in inputs["attention_mask"]] == masks
+        # Shorter ones only join where the longest would make too small a batch.
+        assert sum(len(mask) == longest for mask in masks) * longest < tokens // 4 or len({*map(len, masks)}) == 1
+        seen += numbers.tolist()
+    assert sorted(seen) == list(range(len(rows)))
+
+
+def test_hits_and_margins_are_those_of_first_choices(model: str) -> None:
+    head = Processor(model, "text-classification", TOKENS).head
+    outputs = [[np.array([0.1, 0.4])], [np.array([2.0, -1.0])], [np.array([0.5, 0.25])]]
+    labels = np.array([1, 0, 1])
+    assert head.hits(outputs, labels).tolist() == [True, True, False]
+    assert head.hits(outputs, labels).mean() == head.score("accuracy", outputs, labels)
+    assert head.margins(outputs) == pytest.approx([0.3, 3.0, 0.25])
+    other = Processor(model, "question-answering", TOKENS).head
+    assert other.margins([[np.zeros(3), np.zeros(3)]]) is None
+    assert other.shares == ()
+
+
 def test_a_task_has_metrics_that_its_head_computes(tmp_path: Path, model: str) -> None:
     pytest.importorskip("seqeval", reason="needs the extra token")
     for task in SECTIONS:

@@ -8,6 +8,7 @@ from instatune_deploy.elastic.families import vit
 AXIS_MAP = replace(
     vit.AXIS_MAP,
     model_type="beit",
+    keys_values=(),  # the biases are of all positions
     heads=(
         *vit.AXIS_MAP.heads,
         *one_column_a_head("attention.attention.relative_position_bias.relative_position_bias_table"),

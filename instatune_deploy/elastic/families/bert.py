@@ -13,7 +13,7 @@ AXIS_MAP = AxisMap(
     head_counts=("attention.self.num_attention_heads",),
     head_widths=("attention.self.all_head_size",),
     attention="attention",
-    queries="attention.self.query",
+    keys_values=("attention.self.key", "attention.self.value"),
     inputs="text",
     token_types=True,
 )

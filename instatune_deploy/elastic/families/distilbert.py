@@ -10,7 +10,7 @@ AXIS_MAP = AxisMap(
     head_counts=("attention.n_heads",),
     head_widths=("attention.dim",),  # the head size is found as dim / n_heads
     attention="attention",
-    queries="attention.q_lin",
+    keys_values=("attention.k_lin", "attention.v_lin"),
     inputs="text",
     ffn_size="hidden_dim",
 )

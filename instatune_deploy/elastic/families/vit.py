@@ -13,7 +13,7 @@ AXIS_MAP = AxisMap(
     head_counts=("attention.attention.num_attention_heads",),
     head_widths=("attention.attention.all_head_size",),
     attention="attention",
-    queries="attention.attention.query",
+    keys_values=("attention.attention.key", "attention.attention.value"),
     inputs="image",
     extra_tokens=1,
 )

@@ -28,7 +28,7 @@ from instatune_deploy.values.space import Architecture
 #: Between two lines about a long evaluation.
 REPORT_EVERY_S = 5.0
 #: Sub-networks evaluated together; a stop loses the work on so many at most.
-CHUNK = 25
+CHUNK = 50
 
 Report = Callable[[str], None]
 
@@ -52,7 +52,7 @@ class Evaluator:
         batch_size: images a forward pass; texts go by their tokens.
         precision: ``fp32``; ``bf16``, rows in doubt again in fp32; or ``auto``: what the file was computed in, else bf16
             where `precision.choose` finds it faster and as good.
-        report: is told which lines of the file are passed over.
+        report: is told which lines of the file are passed over, and why values are computed in what they are.
 
     Raises:
         UsageError: `path` holds evaluations of another split, metric or arithmetic, or of a newer version.
@@ -63,7 +63,7 @@ class Evaluator:
         precision: Precision = "fp32", report: Report = lambda line: None,
     ) -> None:  # fmt: skip
         self.runs = Runs(supernet, split, processor, batch_size)
-        self.split, self.metric, self.path = split, metric, path
+        self.split, self.metric, self.path, self.report = split, metric, path, report
         self.known: dict[Architecture, Evaluation] = {}
         self.precision: Precision = precision
         for number, evaluation in read_evaluations(path, report=report).items():
@@ -100,8 +100,8 @@ class Evaluator:
         """An evaluation for each of `architectures`, measured now unless it is known, `CHUNK` at a time."""
         wanted = list(architectures)
         progress = _Progress(report)
-        for chunk in self._chunks(a for a in wanted if a not in self.known):
-            self._record(chunk, self.runs.outputs(chunk, self._batches, self.check.chosen), progress)
+        for chunk, outputs in self._run([a for a in wanted if a not in self.known], self._batches):
+            self._record(chunk, outputs, progress)
         return [self.known[architecture] for architecture in wanted]
 
     def race(
@@ -129,52 +129,52 @@ class Evaluator:
         running = [a for a in wanted if a not in self.known]
         dropped: list[Dropped] = []
         found: dict[Architecture, list[Found]] = {a: [] for a in running}
-        numbers, parts = np.empty(0, dtype=np.int64), self._parts(seed)
+        seen, parts = np.empty(0, dtype=np.int64), self._parts(seed)
         for part in parts[:-1]:
-            part_batches = self.runs.batches(part)
-            for chunk in self._chunks(running):
-                for architecture, own in zip(
-                    chunk, self.runs.outputs(chunk, part_batches, self.check.chosen), strict=True
-                ):
-                    found[architecture] += own
-            numbers = np.concatenate([numbers, part])
             if not running:
                 break
-            hits = np.stack([self._hits(found[a], numbers) for a in running])
+            for chunk, outputs in self._run(running, self.runs.batches(part)):
+                for architecture, own in zip(chunk, outputs, strict=True):
+                    found[architecture] += own
+            seen = np.concatenate([seen, part])
+            hits = {a: self._hits(found[a], seen) for a in running}
             lost = hopeless(
-                hits, len(self.split), keep=keep, floor=floor, chance=(1 - confidence) / len(LOOKS),
-                known=[self.known[a].value for a in wanted if a in self.known],
+                np.stack(list(hits.values())), len(self.split), keep=keep, floor=floor,
+                known=[self.known[a].value for a in wanted if a in self.known], chance=(1 - confidence) / len(LOOKS),
             )  # fmt: skip
-            for architecture, right, is_lost in zip(running, hits, lost, strict=True):
-                if is_lost:
-                    dropped.append(Dropped(architecture, float(right.mean()), len(numbers)))
-            running = [a for a, is_lost in zip(running, lost, strict=True) if not is_lost]
+            given_up = [a for a, is_lost in zip(running, lost, strict=True) if is_lost]
+            dropped += [Dropped(a, float(hits[a].mean()), len(seen)) for a in given_up]
+            running = [a for a in running if a not in given_up]
             report(
-                f"{len(numbers)} of {len(self.split)} samples: {len(running)} sub-networks stay, {len(dropped)} given up"
+                f"{len(seen)} of {len(self.split)} samples: {len(running)} sub-networks stay, {len(dropped)} given up"
             )
-        progress, last = _Progress(report), self._batches if len(parts) == 1 else self.runs.batches(parts[-1])
-        for chunk in self._chunks(running):
-            rest = self.runs.outputs(chunk, last, self.check.chosen)
-            self._record(chunk, [found[a] + own for a, own in zip(chunk, rest, strict=True)], progress)
+        progress, rest = _Progress(report), self._batches if len(parts) == 1 else self.runs.batches(parts[-1])
+        for chunk, outputs in self._run(running, rest):
+            self._record(chunk, [found[a] + own for a, own in zip(chunk, outputs, strict=True)], progress)
         return Race([self.known[a] for a in wanted if a in self.known], dropped)
 
     @cached_property
     def check(self) -> PrecisionCheck:
         """The arithmetic that values are computed in, chosen when first asked for, and why."""
-        return choose(self.runs, self._batches, self.metric, self.precision)
+        found = choose(self.runs, self._batches, self.metric, self.precision)
+        if self.precision != "fp32":
+            self.report(f"sub-networks are evaluated in {found.chosen.precision}: {found.reason}")
+        return found
 
     @cached_property
     def _batches(self) -> list[Batch]:
         return self.runs.batches()
 
-    def _chunks(self, architectures: Iterable[Architecture]) -> Iterator[list[Architecture]]:
-        """Groups of those that begin alike, as they share most."""
-        kept = self.runs.supernet.kept
-        different = dict.fromkeys(architectures)
-        # One alone may be a network whose super-network is nothing more.
-        ordered = sorted(different, key=kept) if len(different) > 1 else list(different)
-        for start in range(0, len(ordered), CHUNK):
-            yield ordered[start : start + CHUNK]
+    def _run(
+        self, architectures: Sequence[Architecture], batches: Sequence[Batch]
+    ) -> Iterator[tuple[list[Architecture], list[list[Found]]]]:
+        """`CHUNK` at a time of those that begin alike, as they share most, with what each puts out."""
+        different = list(dict.fromkeys(architectures))
+        if len(different) > 1:  # one alone may be a network in the place of a super-network, with nothing to order by
+            different.sort(key=self.runs.supernet.kept)
+        for start in range(0, len(different), CHUNK):
+            chunk = different[start : start + CHUNK]
+            yield chunk, self.runs.outputs(chunk, batches, self.check.chosen)
 
     def _record(self, chunk: Sequence[Architecture], outputs: Sequence[list[Found]], progress: _Progress) -> None:
         """Write down the values of sub-networks that have run on the whole split."""
@@ -195,7 +195,7 @@ class Evaluator:
         if self.metric not in self.split.head.shares:
             return [np.arange(len(self.split.rows))]
         order = stratified_order(self.split.labels, seed=seed)
-        return np.split(order, [int(share * len(order)) for share in LOOKS])
+        return [part for part in np.split(order, [int(share * len(order)) for share in LOOKS]) if len(part)]
 
     def _hits(self, found: Sequence[Found], numbers: np.ndarray) -> np.ndarray:
         """Whether each of the samples with these numbers is right."""
