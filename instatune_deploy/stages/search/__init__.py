@@ -132,11 +132,8 @@ def search(
     for goal in goals:
         check_feasible(goal)
     task = Task(
-        space,
-        tuple(goals),
-        (settings.warm_start, settings.batch),
-        settings.population,
-        settings.generations, fit, settings.inner,
+        space, tuple(goals), sizes=(settings.warm_start, settings.batch), inner=settings.inner,
+        population=settings.population, generations=settings.generations, fit=fit,
     )  # fmt: skip
     reports: list[RoundReport] = []
     way = (strategy or STRATEGIES[settings.method])(task)
@@ -160,11 +157,8 @@ def search(
             reports.append(RoundReport(number, len(known), _mean_hypervolume(goals, found), tau))
             if on_round is not None:
                 on_round(reports[-1])
-            spent = (
-                number >= settings.rounds
-                if settings.evaluations is None
-                else len(known) - given >= settings.evaluations
-            )
+            new = len(known) - given
+            spent = number >= settings.rounds if settings.evaluations is None else new >= settings.evaluations
             late = settings.minutes is not None and time.monotonic() - began >= 60 * settings.minutes
             if spent or late or len(known) >= space.size or _stalled(reports, settings.patience):
                 break
