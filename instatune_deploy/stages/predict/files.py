@@ -84,14 +84,14 @@ def _fields(directory: Path, index: dict[str, Any]) -> dict[str, Any]:
         if _sha256(text) != digest:
             raise UsageError(f"damaged: SHA-256 of {name} differs")
         texts[name.split("-")[0]].append(text)
-    trees = {kind: Trees(float(index["trees_middle"]), tuple(found)) for kind, found in texts.items()}
+    middle = float(index["trees_middle"])
     fields = {
         "features": features,
         "members": Members(
-            GaussianProcess.from_dict(features, index["process"]),
-            trees["boosted"],
-            trees["forest"],
-            linear_from_dict(index["linear"]),
+            process=GaussianProcess.from_dict(features, index["process"]),
+            boosted=Trees(middle, tuple(texts["boosted"])),
+            forest=Trees(middle, tuple(texts["forest"])),
+            linear=linear_from_dict(index["linear"]),
         ),
         "weights": {str(name): float(weight) for name, weight in index["weights"].items()},
         "reference": str(index["reference"]),

@@ -34,7 +34,8 @@ class Linear:
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
         """Shape ``(n,)``."""
-        return np.asarray(self.intercept + inputs @ np.array(self.slopes))
+        # Summed row by row in the same order: a matrix product rounds rows differently, and more could come out as less.
+        return np.asarray(self.intercept + (inputs * np.array(self.slopes)).sum(axis=1))
 
 
 @dataclass(frozen=True)

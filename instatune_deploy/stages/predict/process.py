@@ -219,7 +219,10 @@ def _negative_log_posterior(
     covariance, alike, base = design.covariance(logarithms)
     try:
         factor = cho_factor(covariance, lower=True)
-    except np.linalg.LinAlgError:  # a step that went too far: the line search comes back
+    except (
+        np.linalg.LinAlgError,
+        ValueError,
+    ):  # a step that went too far, even to infinity: the line search comes back
         return 1e10, np.zeros_like(logarithms)
     inverse = cho_solve(factor, np.eye(len(values)))
     weights = inverse @ values
