@@ -7,7 +7,7 @@ DATA ?= ../shared/data
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test lint bench-setup bench-minilm bench-tables clean
+.PHONY: demo test lint bench-setup bench-minilm bench-tables bench-search clean
 
 # torch first and by itself: its exact version decides which build pip takes.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -43,6 +43,11 @@ bench-minilm: bench-setup
 bench-tables: bench-setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.latency_table
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.ship_tables
+
+# The search against LINAS as published, NSGA-II and random sampling, and what it costs (hours; it goes on where it was stopped).
+bench-search: bench-setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.search_efficiency simulated real
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.search_cost overhead evaluation second-target
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -47,6 +47,7 @@ Report = Callable[[str], None]
 VARIANTS: dict[str, dict[str, Any]] = {
     "best": {},
     "paper": {"preset": "paper", "gamma": "on"},
+    "paper_with_our_rate": {"preset": "paper", "gamma": "on", "learning_rate": 2.0e-4},
     "paper_gamma_off": {"preset": "paper"},
     "paper_gamma_first": {"preset": "paper", "gamma": "first_epochs"},
     # Each ingredient of `best` taken away.
@@ -55,25 +56,36 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without_warm_start": {"start": "pretrained"},
     "without_teacher": {"gamma": "off"},
     "without_sampling_by_macs": {"sampling": "uniform"},
+    "without_size_power": {"size_power": 0.0},
+    "without_hidden_states": {"hidden_weight": 0.0},
+    "without_higher_rate": {"learning_rate": 5.0e-5},
+    "with_dropout": {"dropout": None},
     # Ingredients that `best` does not have.
     "with_fisher": {"importance": "fisher"},
     "with_sandwich": {"sampling": "sandwich", "subnetworks": 2},
     "with_front": {"sampling": "front"},
     "with_widening": {"widen_epochs": 2},
-    "with_hidden_states": {"hidden_weight": 1.0},
     "with_attention": {"attention_weight": 1.0},
     "with_alpha_divergence": {"divergence": "alpha"},
     "with_moving_mean": {"ema_decay": 0.995},
     "with_layer_decay": {"layer_decay": 0.9},
     "with_head_rate": {"head_rate": 5.0},
-    "without_dropout": {"dropout": 0.0},
     "with_two_subnetworks": {"subnetworks": 2},
+    "with_mostly_small": {"size_power": 2.0},
     # The paper's open questions.
     "teacher_first_epoch": {"gamma": "first_epochs"},
     "epochs_x2": {"epochs": 8},
     "epochs_x3": {"epochs": 12},
     "paper_epochs_x2": {"preset": "paper", "gamma": "on", "epochs": 8},
     "paper_epochs_x3": {"preset": "paper", "gamma": "on", "epochs": 12},
+    "space_small": {},
+    "space_large": {},
+}
+
+#: Spaces other than the task's own, as multiples (rounded) of the full model's layers, heads and MLP width: how large a space?
+SPACES = {
+    "space_small": ([0.5, 1.0], [0.5, 1.0], [1 / 3, 1.0]),
+    "space_large": ([1 / 3, 0.5, 2 / 3, 5 / 6, 1.0], [i / 6 for i in range(1, 7)], [i / 12 for i in range(1, 13)]),
 }
 
 
@@ -94,6 +106,17 @@ class Bench:
     def settings(self, method: str) -> FinetuneSection:
         return FinetuneSection.model_validate(VARIANTS[method])
 
+    def space_of(self, method: str) -> SearchSpace:
+        if method not in SPACES:
+            return self.space
+        full = self.material.full_shape
+        sizes = (full.layers, full.heads, full.ffn)
+        choices = [
+            sorted({max(1, round(share * size)) for share in of})
+            for of, size in zip(SPACES[method], sizes, strict=True)
+        ]
+        return SearchSpace.homogeneous(full.layers, *choices)
+
     def teacher(self, seed: int, settings: FinetuneSection) -> tuple[PreTrainedModel, Workspace]:
         """The plainly fine-tuned full model of a seed, and where it is kept: all methods share it."""
         workspace = Workspace(self.root / f"teacher-{seed}")
@@ -111,7 +134,7 @@ class Bench:
             for part in ("teacher", ".stages"):
                 shutil.copytree(shared.path(part), workspace.path(part), dirs_exist_ok=True)
         return finetune(
-            settings, lambda: self.material.load_model(seed), self.space, self.data, self.processor, workspace,
+            settings, lambda: self.material.load_model(seed), self.space_of(method), self.data, self.processor, workspace,
             key=self.name, seed=seed, report=self.report,
         )  # fmt: skip
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -18,27 +16,24 @@ from instatune_deploy.device.fingerprint import check_target, detect, runtime_ve
 from instatune_deploy.elastic.pretrained import load_config, load_pretrained, space_for
 from instatune_deploy.elastic.subnetwork import check_space
 from instatune_deploy.elastic.supernet import Supernet
-from instatune_deploy.errors import TargetError
-from instatune_deploy.profiling import Prober, describe_table
+from instatune_deploy.errors import TableError, did_you_mean
+from instatune_deploy.profiling import Prober, target_tables
+from instatune_deploy.searching import Fronts
 from instatune_deploy.stages.evaluate import Evaluator
-from instatune_deploy.stages.finetune import finetune
-from instatune_deploy.stages.predict import AccuracyPredictor, fit_predictor
-from instatune_deploy.stages.search import RoundReport, SearchSettings, search
+from instatune_deploy.stages.finetune import fine_tuned, finetune
+from instatune_deploy.stages.propose import propose_space
 from instatune_deploy.stages.tune import tune
-from instatune_deploy.values.deployment import Deployment
-from instatune_deploy.values.front import Evaluation, ParetoFront
+from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import ModelShape
 from instatune_deploy.values.recipe import Recipe
-from instatune_deploy.values.shelf import find_table
-from instatune_deploy.values.space import Architecture, SearchSpace
+from instatune_deploy.values.space import AUTO, Architecture, SearchSpace
 from instatune_deploy.values.target import Target, find_target
 from instatune_deploy.workspace import (
     Workspace,
     content_key,
     data_directories,
     tree_key,
-    write_json,
     write_text,
 )
 
@@ -72,7 +67,7 @@ class Job:
             UsageError: something does not fit.
         """
         targets = [self.target(name) for name in self.recipe.targets]
-        check_space(self.space, self.config)
+        check_space(self.named_space, self.config)
         self.load_model()
         for split in (self.data.train, self.data.search, self.report_split):
             self.report(f"{split.name} split: {len(split)} samples")
@@ -82,16 +77,22 @@ class Job:
     def plan(self) -> list[str]:
         """What `run` would do, a line a stage; writes nothing."""
         recipe, targets = self.recipe, self.check()
-        teacher, search_settings = recipe.finetune.teacher, recipe.search
-        lines = [f"model {recipe.model} ({self.config.model_type}), {self.space.size:,} sub-networks"]
+        teacher, searched = recipe.finetune.teacher, recipe.search
+        space = self.named_space
+        choices = f"{len(space.head_choices)} head counts and {len(space.ffn_choices)} MLP widths"
+        what = f"a space proposed from {choices}" if recipe.space == AUTO else f"{space.size:,} sub-networks"
+        lines = [f"model {recipe.model} ({self.config.model_type}), {what}"]
         if teacher is not None:
             lines.append(f"fine-tune the full model: {teacher.epochs:g} epochs of {len(self.data.train)} samples")
         lines.append(f"elastic fine-tuning: {recipe.finetune.epochs:g} epochs of {len(self.data.train)} samples")
         for target in targets:
             names = ", ".join(deployment.name for deployment in usable_deployments(target, detect())[0])
             lines.append(f"profile {target.name}: {names}, at most {recipe.profile.seconds:g} s of measuring each")
-        evaluated = search_settings.warm_start + search_settings.rounds * search_settings.batch
-        lines.append(f"search: at most {evaluated} sub-networks evaluated on {len(self.data.search)} samples each")
+        evaluated = searched.evaluations or searched.warm_start + searched.rounds * searched.batch
+        lines.append(
+            f"search {', '.join(searched.objectives)} by {searched.method}: at most {evaluated} sub-networks evaluated "
+            f"on {len(self.data.search)} samples each"
+        )
         budgets = [f"{budget} on {name}" for name, wanted in recipe.targets.items() for budget in wanted]
         lines.append(f"select, export and confirm on {len(self.report_split)} samples: {', '.join(budgets)}")
         return [*lines, "what the run directory holds of this already is reused"]
@@ -101,10 +102,33 @@ class Job:
         return load_config(self.recipe.model)
 
     @cached_property
-    def space(self) -> SearchSpace:
-        """The space the recipe asks for, before layers are ordered by importance."""
+    def named_space(self) -> SearchSpace:
+        """The space the recipe names or describes; where it is to be proposed, what tables must cover for that."""
         wanted = self.recipe.space
         return space_for(self.config, wanted if isinstance(wanted, str) else wanted.model_dump())
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The space the recipe asks for, proposed where it says so, before layers are ordered by importance."""
+        recipe = self.recipe
+        if recipe.space != AUTO:
+            return self.named_space
+
+        def teacher() -> PreTrainedModel:
+            return fine_tuned(
+                recipe.finetune, self.load_model, self.data, self.processor, self.workspace, key=self.inputs_key,
+                seed=recipe.seed, report=self.report,
+            )  # fmt: skip
+
+        def tables(model: PreTrainedModel) -> list[LatencyTable]:
+            targets = [self.target(name) for name in recipe.targets]
+            return [table for target in targets for table in self._tables_of(target, model, self.named_space)]
+
+        proposed = propose_space(
+            recipe, teacher, tables, self.data.train, self.processor, self.workspace, key=self.inputs_key,
+            report=self.report,
+        )  # fmt: skip
+        return space_for(self.config, proposed.model_dump())
 
     @cached_property
     def processor(self) -> Processor:
@@ -177,51 +201,29 @@ class Job:
         Raises:
             TargetError: there is no table of a target that this machine cannot serve.
         """
-        if target.name in self._tables:
-            return self._tables[target.name]
-        usable, left_out = usable_deployments(target, detect())
-        try:
-            check_target(target, detect())
-        except TargetError as error:
-            usable, left_out = [], [str(error)]
-        for line in left_out:
-            self.report(line)
-        tables = [self._table(target, deployment) for deployment in usable]
-        if self.recipe.profile.foreign_tables:
-            found = (self._find(target, deployment) for deployment in target.deployments if deployment not in usable)
-            tables += [table for table in found if table is not None]
-        if not tables:
-            raise TargetError(f"{left_out[0]}, and there is no latency table of it")
-        self._tables[target.name] = tables
-        shutil.rmtree(self.workspace.path(".probes"), ignore_errors=True)  # hundreds of MB, needed by no one else
+        if target.name not in self._tables:
+            self._tables[target.name] = self._tables_of(target, self.supernet.model, self.supernet.space)
         return self._tables[target.name]
 
-    def _find(self, target: Target, deployment: Deployment) -> LatencyTable | None:
-        places = data_directories("latency_tables", self.workspace.path("tables"))
-        table, passed_over = find_table(
-            target.name, self.shape.signature, deployment, self.supernet.space, places, machine=detect(),
-            versions=runtime_versions(), foreign=self.recipe.profile.foreign_tables,
+    def _tables_of(self, target: Target, model: PreTrainedModel, space: SearchSpace) -> list[LatencyTable]:
+        """As `tables`, for networks of the sizes of `model` and the choices of `space`."""
+        # A prober of its own, for the files that one has made go with its target: hundreds of MB, needed by no one else.
+        tables = target_tables(
+            target, self._prober(model, space), self.recipe.profile, self.workspace.path("tables"),
+            seed=self.recipe.seed, report=self.report,
         )  # fmt: skip
-        for line in passed_over:
-            self.report(line)
-        if table is not None:
-            self.report(describe_table(table))
-        return table
-
-    def _table(self, target: Target, deployment: Deployment) -> LatencyTable:
-        table = self._find(target, deployment)
-        if table is None:
-            out = self.workspace.path("tables")
-            table = self.prober.table(target, deployment, self.recipe.profile, out, seed=self.recipe.seed)
-            self.report(describe_table(table))
-        return table
+        shutil.rmtree(self.workspace.path(".probes"), ignore_errors=True)
+        return tables
 
     @cached_property
     def prober(self) -> Prober:
         """Makes and measures networks of the super-network's shape."""
+        return self._prober(self.supernet.model, self.supernet.space)
+
+    def _prober(self, model: PreTrainedModel, space: SearchSpace) -> Prober:
         return Prober(
-            self.supernet.model, self.supernet.space, self.recipe.data.sequence_length,
-            self.workspace.path(".probes"), self.report, seed=self.recipe.seed,
+            model, space, self.recipe.data.sequence_length, self.workspace.path(".probes"), self.report,
+            seed=self.recipe.seed,
         )  # fmt: skip
 
     @cached_property
@@ -238,61 +240,39 @@ class Job:
             self.supernet, self.data.search, self.processor, metric=self.recipe.metric, path=path, report=self.report
         )
 
-    def search(self, target: Target, tables: list[LatencyTable]) -> ParetoFront:
-        """The front of metric, MACs and latency on `target`. The first target's search evaluates sub-networks; those
-        of further targets, also in later runs, evaluate nothing."""
-        recipe, stage = self.recipe, f"search-{target.name}-{self.recipe.percentile}"
-        path, owner_path = (
-            self.workspace.path("fronts", f"{target.name}-{recipe.percentile}.json"),
-            self.workspace.path("searched_by.json"),
-        )
-        supernet_key = self.supernet_key
-        key = content_key(
-            supernet_key,
-            recipe.search.model_dump(),
-            [table.to_json() for table in tables],
-            recipe.percentile,
-            recipe.seed,
-        )
-        if self.workspace.is_done(stage, key):
-            self.report(f"front of {target.name}: reused")
-            return ParetoFront.from_list(json.loads(path.read_text(encoding="utf-8"))["front"])
-        evaluator = self.evaluator
-        # Who evaluates is written down first: a run that is stopped and resumed then does as one that was not.
-        owner = [supernet_key, target.name, recipe.percentile]
-        if not owner_path.exists() or json.loads(owner_path.read_text(encoding="utf-8"))[0] != supernet_key:
-            write_json(owner_path, owner)
-        evaluates = json.loads(owner_path.read_text(encoding="utf-8")) == owner
-        found = search(
-            self.supernet.space, self.shape, tables,
-            evaluate=(lambda wanted: evaluator(wanted, report=self.report)) if evaluates else None,
-            fit=lambda known: self._fit(known), evaluations=[] if evaluates else list(evaluator.known.values()),
-            settings=SearchSettings(**recipe.search.model_dump()), seed=recipe.seed, percentile=recipe.percentile,
-            on_round=self._report_round,
-        )  # fmt: skip
-        predictor = self._fit(found.evaluations)
-        quality = predictor.quality
-        self.report(
-            f"accuracy predictor: Kendall tau {quality.kendall_tau:.3f}, MAPE {quality.mape_pct:.2f}%, R2 {quality.r2:.3f}, "
-            f"{quality.folds}-fold cross-validation on {quality.n} evaluations ({quality.metric}, {quality.split} split)"
-        )
-        predictor.save(self.workspace.path("predictor"))
-        rounds = [asdict(found_round) for found_round in found.rounds]
-        write_json(
-            path,
-            {"target": target.name, "percentile": recipe.percentile, "rounds": rounds, "front": found.front.to_list()},
-        )
-        self.workspace.mark_done(stage, key, [path])
-        return found.front
+    def search(self, targets: Sequence[Target]) -> dict[str, ParetoFront]:
+        """The front of every target by its name, kept from before or searched now, all of them in one search.
 
-    def _fit(self, known: list[Evaluation]) -> AccuracyPredictor:
-        # Where nothing was sorted, more heads or neurons need not be better.
-        return fit_predictor(
-            self.supernet.space, known, seed=self.recipe.seed, monotone=self.recipe.finetune.importance != "none"
-        )
+        The first search of a run evaluates sub-networks; those of further targets, also in later runs, evaluate nothing.
+        """
+        fronts = Fronts(self.recipe, self.workspace, self.report, self.supernet_key, self.supernet.space, self.shape)
+        elsewhere = self._elsewhere(fronts.places)
+        found: dict[str, ParetoFront] = {}
+        for target in targets:
+            kept = fronts.kept(fronts.goal(self.tables(target), elsewhere))
+            if kept is not None:
+                found[target.name] = kept
+        asked = {target.name: target for target in targets}
+        missing = [name for name in asked if name not in found]
+        for group in fronts.groups(missing) if missing else []:
+            members = [asked[name] if name in asked else self.target(name) for name in group]
+            goals = [fronts.goal(self.tables(member), elsewhere) for member in members]
+            found |= fronts.search(goals, self.evaluator)
+        return {target.name: found[target.name] for target in targets}
 
-    def _report_round(self, found: RoundReport) -> None:
-        tau = "" if found.kendall_tau is None else f", predicted against measured: Kendall tau {found.kendall_tau:.3f}"
-        self.report(
-            f"search round {found.round}: {found.evaluated} evaluated, hypervolume {found.hypervolume:.4f}{tau}"
-        )
+    def _elsewhere(self, places: Sequence[str]) -> dict[str, LatencyTable]:
+        """The tables of places, each a ``target:deployment``.
+
+        Raises:
+            TableError: a target has no table of a deployment; names those it has.
+        """
+        found = {}
+        for place in places:
+            name, _, deployment = place.partition(":")
+            tables = {table.deployment.name: table for table in self.tables(self.target(name))}
+            if deployment not in tables:
+                raise TableError(
+                    f"target {name} has no latency table for {deployment}{did_you_mean(deployment, tables)}"
+                )
+            found[place] = tables[deployment]
+        return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -15,10 +16,13 @@ from instatune_deploy.errors import InfeasibleBudgetError, UsageError
 from instatune_deploy.job import Job, Report
 from instatune_deploy.stages.confirm import Confirmation, confirm
 from instatune_deploy.stages.export import Artifact, export, open_artifact
+from instatune_deploy.values.budget import Budget, bounds_of, excess, missed, nearest, shortlist, shown
 from instatune_deploy.values.deployment import Deployment
-from instatune_deploy.values.front import Measured, ParetoFront, Predicted
-from instatune_deploy.values.recipe import Recipe, parse_budget, read_recipe
-from instatune_deploy.values.selection import Selection
+from instatune_deploy.values.front import Candidate, Measured, ParetoFront, Predicted
+from instatune_deploy.values.objectives import Objective
+from instatune_deploy.values.recipe import Recipe, read_recipe
+from instatune_deploy.values.selection import Considered, Selection
+from instatune_deploy.values.sizes import memory_bytes
 from instatune_deploy.values.space import Architecture
 from instatune_deploy.values.target import Target
 from instatune_deploy.workspace import (
@@ -47,10 +51,11 @@ def run(recipe: Recipe, workspace: Workspace, report: Report) -> list[Selection]
         )
     job = start_job(recipe, workspace, report)
     selections = []
+    targets = {name: job.target(name) for name in recipe.targets}
+    fronts = job.search(list(targets.values()))
     for name, budgets in recipe.targets.items():
-        target = job.target(name)
-        front = job.search(target, job.tables(target))
-        selections += [select(job, target, front, str(budget)) for budget in budgets]
+        wanted = [Budget.parse(budget, metric=recipe.metric) for budget in budgets]
+        selections += [select(job, targets[name], fronts[name], budget) for budget in wanted]
     write_json(workspace.path("result.json"), [selection.to_dict() for selection in selections])
     return selections
 
@@ -76,68 +81,146 @@ def open_run(directory: Path, report: Report) -> Job:
     return Job(read_recipe(directory / RECIPE_FILE), Workspace(directory), report)
 
 
-def select(job: Job, target: Target, front: ParetoFront, budget: str) -> Selection:
-    """The most accurate candidate whose exported file meets `budget` when it is measured.
+def select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Selection:
+    """The candidate that `budget` prefers of those whose exported files keep it when they are measured.
+
+    Those that are predicted to keep it even at the upper end of their latency's interval are tried first.
 
     Raises:
         TargetError: this machine cannot serve the target, so that nothing can be measured.
+        UsageError: the budget is on the latency in another place, which is not measured here.
         InfeasibleBudgetError: none does; names the nearest three.
     """
     check_target(target, detect())
-    recipe, workspace, percentile = job.recipe, job.workspace, job.recipe.percentile
-    name = f"{percentile}-{budget.strip().replace('%', 'pct').replace(' ', '')}"
+    workspace, percentile = job.workspace, job.recipe.percentile
+    if places := [limit.objective.place for limit in budget.limits if limit.objective.place]:
+        raise UsageError(f"select measures on {target.name}: a budget cannot be on {places[0]}")
+    name = f"{percentile}-{budget.file_name}"
     stage = f"select-{target.name}-{name}"
-    key = content_key(job.supernet_key, front.to_list(), budget, percentile, job.inputs_key)
+    key = content_key(job.supernet_key, front.to_list(), budget.text, percentile, job.inputs_key)
     record_path = workspace.path("selections", f"{target.name}-{name}.json")
     artifact_path = workspace.path("artifacts", target.name, name)
     if workspace.is_done(stage, key):
-        job.report(f"artifact for {percentile} {budget} on {target.name}: reused")
+        job.report(f"artifact for {percentile} {budget.text} on {target.name}: reused")
         return Selection.from_dict(json.loads(record_path.read_text(encoding="utf-8")))
-    full, full_measured = full_artifact(job, target, front)
-    number, unit = parse_budget(budget)
-    budget_ms = number if unit == "ms" else number * full_measured.percentile_ms(percentile)
-    full_predicted = {
-        table.deployment.name: table.estimate_ms(job.supernet.full, percentile)
-        for table in job.tables(target)
-        if not table.missing(job.supernet.full)
-    }
-    # A machine's speed drifts, so a share is a share of what the same table predicts of the full network.
-    predicted_limit_ms = budget_ms
-    if unit == "share":
-        predicted_limit_ms = number * full_predicted.get(full.manifest.deployment.name, budget_ms / number)
-    missed: list[tuple[float, str]] = []
-    for candidate in front.ranked(predicted_limit_ms):
-        deployment, draft = candidate.deployment, workspace.path(".drafts", name)
-        artifact = export_network(job, target, candidate.architecture, deployment, draft, candidate.predicted)
-        confirmation = _confirm(job, artifact, full, deployment)
-        measured, beside_ms = confirmation.measured, confirmation.reference.percentile_ms(percentile)
-        # A share is held against the full network as it ran in the same rounds, where both run alike.
-        same = unit == "share" and deployment == full.manifest.deployment
-        limit_ms = number * beside_ms if same else budget_ms
-        job.report(
-            f"measured {percentile} {measured.percentile_ms(percentile):.3g} ms (limit {limit_ms:.3g}, predicted "
-            f"{candidate.predicted.latency_ms:.3g}), {recipe.metric} {measured.metric:.4f} on {measured.n} samples of the "
-            f"report split: {candidate.architecture} on {deployment.name}"
-        )
-        if measured.percentile_ms(percentile) > limit_ms:
-            missed.append((measured.percentile_ms(percentile), f"{candidate.architecture} on {deployment.name}"))
+    reference = FullNetwork(job, target, front)
+    promised = bounds_of(budget.limits, reference.predicted)
+    choices = shortlist(front.candidates, promised, budget.prefer)
+    if not choices:
+        near = nearest(front.candidates, promised, percentile)
+        raise InfeasibleBudgetError(f"nothing is predicted to meet {budget.text}; nearest: {near}")
+    fell: list[tuple[float, Considered]] = []
+    for number, candidate in enumerate(choices):
+        draft = workspace.path(".drafts", name)
+        attempt = try_candidate(job, target, candidate, budget, reference, draft)
+        if attempt.excess > 0:
+            fell.append((attempt.excess, Considered.of(candidate, f"measured {attempt.text}")))
             continue
-        artifact.with_measured(measured)
+        attempt.artifact.with_measured(attempt.measured)
         move_directory(draft, artifact_path)
+        beyond = sorted((c for c in front.candidates if excess(c, promised) > 0), key=lambda c: excess(c, promised))[:3]
+        manifest, full = attempt.artifact.manifest, reference.artifact.manifest
         selection = Selection(
-            target=target.name, budget=budget, percentile=percentile, limit_ms=limit_ms,
+            target=target.name, budget=budget.text, percentile=percentile, limit_ms=attempt.limit_ms,
             artifact=str(artifact_path.relative_to(workspace.root)), architecture=str(candidate.architecture),
-            deployment=deployment.name, macs=artifact.manifest.macs, full_macs=full.manifest.macs,
-            predicted=candidate.predicted, measured=measured, full=full_measured,
-            full_deployment=full.manifest.deployment.name, full_beside_ms=beside_ms,
-            full_beside_predicted_ms=full_predicted.get(deployment.name), tried=len(missed) + 1,
+            deployment=candidate.deployment.name, macs=manifest.macs, full_macs=full.macs,
+            predicted=candidate.predicted, measured=attempt.measured, full=reference.figures,
+            full_deployment=full.deployment.name, full_beside_ms=attempt.beside_ms,
+            full_beside_predicted_ms=reference.predicted_ms.get(candidate.deployment.name), tried=number + 1,
+            runners_up=tuple(Considered.of(c, "next to be tried") for c in choices[number + 1 : number + 4]),
+            fell=(
+                *(considered for _, considered in fell),
+                *(Considered.of(c, f"predicted to miss: {missed(c, promised)}") for c in beyond),
+            ),
         )  # fmt: skip
         write_json(record_path, selection.to_dict())
         workspace.mark_done(stage, key, [artifact_path, record_path])
         return selection
     shutil.rmtree(workspace.path(".drafts"), ignore_errors=True)
-    nearest = "; ".join(f"{what}: {value:.3g} ms measured {percentile}" for value, what in sorted(missed)[:3])
-    raise InfeasibleBudgetError(f"no candidate meets {budget} ({budget_ms:.3g} ms); nearest: {nearest}")
+    near = "; ".join(f"{c.architecture} on {c.deployment}: {c.why}" for _, c in sorted(fell, key=lambda p: p[0])[:3])
+    raise InfeasibleBudgetError(f"no candidate meets {budget.text}; nearest: {near}")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An exported candidate held against a budget: what was measured of it and, in the same rounds, of the full network
+    (`beside_ms`), by what share it misses the limit it misses most (`excess`), and all that in words (`text`)."""
+
+    artifact: Artifact
+    measured: Measured
+    beside_ms: float
+    limit_ms: float | None
+    excess: float
+    text: str
+
+
+def try_candidate(
+    job: Job, target: Target, candidate: Candidate, budget: Budget, reference: FullNetwork, draft: Path
+) -> Attempt:
+    """Export a candidate into `draft` and measure whether it keeps a budget."""
+    deployment, percentile = candidate.deployment, job.recipe.percentile
+    artifact = export_network(job, target, candidate.architecture, deployment, draft, candidate.predicted)
+    confirmation = _confirm(job, artifact, reference.artifact, deployment)
+    measured, beside_ms = confirmation.measured, confirmation.reference.percentile_ms(percentile)
+    # A share is held against the full network as it ran in the same rounds, where both run alike.
+    alike = deployment == reference.artifact.manifest.deployment
+    bounds = bounds_of(budget.limits, lambda o: reference.measured(o, beside_ms if alike else None))
+    values = [measured_value(job, artifact, measured, bound.objective) for bound in bounds]
+    text = ", ".join(f"{b.objective} {shown(b.objective, v)} ({b})" for b, v in zip(bounds, values, strict=True))
+    job.report(
+        f"measured {percentile} {measured.percentile_ms(percentile):.3g} ms (predicted {candidate.predicted.latency_ms:.3g}), "
+        f"{job.recipe.metric} {measured.metric:.4f} on {measured.n} samples of the report split; of the budget: {text}: "
+        f"{candidate.architecture} on {deployment.name}"
+    )
+    limit_ms = next((bound.number for bound in bounds if bound.objective.kind == "latency"), None)
+    worst = max(bound.excess(value) for bound, value in zip(bounds, values, strict=True))
+    return Attempt(artifact, measured, beside_ms, limit_ms, worst, text)
+
+
+class FullNetwork:
+    """What budgets are relative to: the full network on its fastest deployment of a target, its file and its figures."""
+
+    def __init__(self, job: Job, target: Target, front: ParetoFront) -> None:
+        self.job, self.front = job, front
+        self.artifact, self.figures = full_artifact(job, target, front)
+        self.predicted_ms = {
+            table.deployment.name: table.estimate_ms(job.supernet.full, job.recipe.percentile)
+            for table in job.tables(target)
+            if not table.missing(job.supernet.full)
+        }
+
+    def predicted(self, objective: Objective) -> float:
+        """The value to hold predictions against: a machine's speed drifts, so a share of the latency is a share of what
+        the same table predicts, and a loss is against the metric that the search knows."""
+        if objective.kind == "metric":
+            largest = self.job.supernet.space.largest
+            known = [c.predicted.metric for c in self.front.candidates if c.architecture == largest]
+            return max(known) if known else self.job.evaluator([largest])[0].value
+        if objective.kind == "latency":
+            return self.predicted_ms.get(self.artifact.manifest.deployment.name, self.measured(objective))
+        return self.measured(objective)
+
+    def measured(self, objective: Objective, beside_ms: float | None = None) -> float:
+        """The value to hold measurements against; `beside_ms` is its latency in their own rounds, if it was in them."""
+        if objective.kind == "latency" and beside_ms is not None:
+            return beside_ms
+        return measured_value(self.job, self.artifact, self.figures, objective)
+
+
+def measured_value(job: Job, artifact: Artifact, measured: Measured, objective: Objective) -> float:
+    """A value of an exported file: measured, but for multiply-accumulates and parameters, which are exact, and the
+    memory, which is an estimate."""
+    manifest = artifact.manifest
+    if objective.kind == "metric":
+        return measured.metric
+    if objective.kind == "latency":
+        return measured.percentile_ms(job.recipe.percentile)
+    if objective.kind == "memory":
+        return memory_bytes(job.shape, Architecture.parse(manifest.architecture), manifest.deployment)
+    if objective.kind == "size":
+        file = artifact.model_file()
+        return sum(path.stat().st_size for path in (file, file.with_suffix(".bin")) if path.is_file())
+    return {"macs": manifest.macs, "parameters": manifest.parameters}[objective.kind]
 
 
 def full_artifact(job: Job, target: Target, front: ParetoFront) -> tuple[Artifact, Measured]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
-from instatune_deploy.device.fingerprint import check_target, detect, usable_deployments
+from instatune_deploy.device.fingerprint import check_target, detect, runtime_versions, usable_deployments
 from instatune_deploy.device.probes import ProbeFiles
 from instatune_deploy.device.samples import Samples
 from instatune_deploy.device.settings import TimingSettings
@@ -20,13 +20,14 @@ from instatune_deploy.elastic.pretrained import load_config, space_for
 from instatune_deploy.elastic.probing import probing_supernet, random_model, synthetic_inputs
 from instatune_deploy.elastic.subnetwork import model_shape
 from instatune_deploy.elastic.supernet import SPACE_FILE
-from instatune_deploy.errors import TableError
+from instatune_deploy.errors import TableError, TargetError
 from instatune_deploy.stages.profile import Plan, Profiled, plan, profile
 from instatune_deploy.stages.profile.table import refit
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.latency import LatencyTable, raw_file, table_file
 from instatune_deploy.values.recipe import ProfileSection, read_recipe
+from instatune_deploy.values.shelf import find_table
 from instatune_deploy.values.space import SearchSpace
 from instatune_deploy.values.target import Target, find_target
 from instatune_deploy.workspace import content_key, data_directories, write_bytes, write_text
@@ -92,6 +93,50 @@ class Prober:
         finished.touch()
         shutil.rmtree(journal, ignore_errors=True)
         return found.table
+
+
+def target_tables(
+    target: Target, prober: Prober, settings: ProfileSection, out: Path, *, seed: int, report: Report
+) -> list[LatencyTable]:
+    """A table that covers the prober's space for each deployment of `target` that this machine can run, found or
+    measured now; with foreign tables, also for those that it cannot run, where there is one.
+
+    Args:
+        out: directory of tables, to look in before others and to write to.
+
+    Raises:
+        TargetError: there is no table of a target that this machine cannot serve.
+    """
+
+    def find(deployment: Deployment) -> LatencyTable | None:
+        table, lines = find_table(
+            target.name, prober.shape.signature, deployment, prober.space, data_directories("latency_tables", out),
+            machine=detect(), versions=runtime_versions(), foreign=settings.foreign_tables,
+        )  # fmt: skip
+        for line in [*lines, *([describe_table(table)] if table is not None else [])]:
+            report(line)
+        return table
+
+    usable, left_out = usable_deployments(target, detect())
+    try:
+        check_target(target, detect())
+    except TargetError as error:
+        usable, left_out = [], [str(error)]
+    for line in left_out:
+        report(line)
+    tables = []
+    for deployment in usable:
+        table = find(deployment)
+        if table is None:
+            table = prober.table(target, deployment, settings, out, seed=seed)
+            report(describe_table(table))
+        tables.append(table)
+    if settings.foreign_tables:
+        found = [find(deployment) for deployment in target.deployments if deployment not in usable]
+        tables += [table for table in found if table is not None]
+    if not tables:
+        raise TargetError(f"{left_out[0]}, and there is no latency table of it")
+    return tables
 
 
 def refit_table(path: Path) -> LatencyTable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -31,14 +32,17 @@ class DrawSettings:
     Args:
         subnetworks: M, sub-networks a step.
         sampling: ``uniform`` over depth, then over each layer's choices (the paper's); ``sandwich``: the smallest and
-            uniform ones (Yu & Huang, 2019; with M = 1 in turn); ``macs``: every size is drawn as often as any other;
+            uniform ones (Yu & Huang, 2019; with M = 1 in turn); ``macs``: every size is drawn, see `size_power`;
             ``front``: of several networks of a size drawn so, the one that has been the most accurate so far.
+        size_power: with ``macs`` and ``front``, sizes are drawn in proportion to MACs to the minus this: 0 as often as any
+            other, 1 as much computing for each, 2 mostly the small ones, which lose the most and cost the least.
         widen_epochs: over so many epochs the space grows from its largest choices to all of them (Cai et al.,
             2020, progressive shrinking); 0: it is whole from the start.
     """
 
     subnetworks: int = 1
     sampling: Sampling = "uniform"
+    size_power: float = 0.0
     widen_epochs: float = 0.0
 
 
@@ -55,6 +59,8 @@ class Drawer:
         self.space, self.shape, self.settings, self.seed = space, shape, settings, seed
         by_size = settings.sampling in ("macs", "front")
         self._buckets = size_buckets(space, shape, seed=seed) if by_size else []
+        means = [statistics.fmean(count_macs(shape, a) for a in bucket) for bucket in self._buckets]
+        self._weights = [mean**-settings.size_power for mean in means]
         self.losses = LossModel(space) if settings.sampling == "front" else None
 
     def at(self, step: int, epoch: float) -> list[Architecture]:
@@ -76,14 +82,14 @@ class Drawer:
         return narrowed(self.space, epoch / self.settings.widen_epochs)
 
     def _of_a_size(self, space: SearchSpace, rng: random.Random) -> Architecture:
-        """One from a bucket that is open, each bucket as likely as any."""
-        buckets = self._buckets
+        """One from a bucket of those that the part of the space that is open has any of."""
+        buckets, weights = self._buckets, self._weights
         if space is not self.space:
-            open_ones = [[a for a in bucket if a in space] for bucket in buckets]
-            buckets = [bucket for bucket in open_ones if bucket]
-            if not buckets:
+            buckets = [[a for a in bucket if a in space] for bucket in buckets]
+            weights = [weight * bool(bucket) for weight, bucket in zip(weights, buckets, strict=True)]
+            if not any(weights):
                 return space.sample_one(rng)
-        bucket = rng.choice(buckets)
+        bucket = rng.choices(buckets, weights)[0]
         if self.losses is None or self.losses.seen < _LEAST_SEEN:
             return rng.choice(bucket)
         return min(rng.sample(bucket, min(_CANDIDATES, len(bucket))), key=self.losses.predict)

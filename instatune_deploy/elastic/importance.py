@@ -94,14 +94,29 @@ def _permute(parameter: Tensor, dim: int, order: Tensor) -> None:
     parameter.copy_(parameter.index_select(dim, index))
 
 
-@torch.no_grad()  # not inference_mode: BEiT keeps an index tensor of its first run, and training needs it later
+@dataclass(frozen=True)
+class LayerDrops:
+    """Layers in the order in which they go, and by depth the mean loss of a batch at full width without them."""
+
+    order: tuple[int, ...]
+    losses: dict[int, float]
+
+
 def layer_drop_order(
     supernet: Supernet, batches: Sequence[Batch], *, report: Callable[[str], None] = lambda line: None
 ) -> tuple[int, ...]:
-    """The order in which layers go: each time the one whose absence costs the least loss on `batches`.
+    """The order in which layers go: as `layer_drops` finds it, the rest in the space's own order."""
+    order = layer_drops(supernet, batches, report=report).order
+    return (*order, *(index for index in supernet.space.drop_order if index not in order))
 
-    Greedy, as many layers as the space's smallest depth drops; the rest follow in the space's own order. The network
-    is run at full width.
+
+@torch.no_grad()  # not inference_mode: BEiT keeps an index tensor of its first run, and training needs it later
+def layer_drops(
+    supernet: Supernet, batches: Sequence[Batch], *, report: Callable[[str], None] = lambda line: None
+) -> LayerDrops:
+    """The layers that go, each time the one whose absence costs the least loss on `batches`.
+
+    Greedy, as many layers as the space's smallest depth drops. The network is run at full width.
     """
     space, full = supernet.space, supernet.full.layers[0]
     everything = tuple(range(space.layers))
@@ -109,6 +124,7 @@ def layer_drop_order(
     was_training = supernet.model.training
     supernet.model.eval()
     try:
+        means = {space.layers: _summed_loss(supernet, batches, supernet.full) / len(batches)}
         while len(dropped) < space.layers - space.depths[0]:
             depth = space.layers - len(dropped) - 1
             full_width = Architecture.uniform(depth, full.heads, full.ffn)
@@ -120,11 +136,16 @@ def layer_drop_order(
                 supernet.space = SearchSpace(
                     (depth,), ((full.heads,),) * space.layers, ((full.ffn,),) * space.layers, order,
                 )  # fmt: skip
-                losses[index] = sum(float(supernet(batch, [full_width])[0].loss) for batch in batches)
+                losses[index] = _summed_loss(supernet, batches, full_width)
             least = min(losses, key=lambda index: (losses[index], -index))
-            report(f"layer {least} goes at depth {depth}: loss {losses[least] / len(batches):.4f}")
+            means[depth] = losses[least] / len(batches)
+            report(f"layer {least} goes at depth {depth}: loss {means[depth]:.4f}")
             dropped.append(least)
     finally:
         supernet.space = space
         supernet.model.train(was_training)
-    return (*dropped, *(index for index in space.drop_order if index not in dropped))
+    return LayerDrops(tuple(dropped), means)
+
+
+def _summed_loss(supernet: Supernet, batches: Sequence[Batch], architecture: Architecture) -> float:
+    return sum(float(supernet(batch, [architecture])[0].loss) for batch in batches)

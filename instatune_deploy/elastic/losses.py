@@ -97,28 +97,22 @@ def _alpha_divergence(log_q: Tensor, q: Tensor, ratio: Tensor, alpha: float, cli
     return (q * f).sum(dim=-1), -(q * rho * log_q).sum(dim=-1)
 
 
-def elastic_loss(
-    full: Any, subnetworks: Sequence[Any], teacher: Any | None, batch: Mapping[str, Tensor], loss: ElasticLoss
-) -> Tensor:
-    """Eq. 1 of InstaTune (arXiv 2308.15609), with g = 1 if there is a `teacher` and 0 if not:
+def network_loss(student: Any, teacher: Any | None, batch: Mapping[str, Tensor], loss: ElasticLoss) -> Tensor:
+    """One network's part of InstaTune's Eq. 1 (arXiv 2308.15609), which is the sum of them:
 
     ``a*(CE(S) + sum CE(Si)) + (1-a)*( g*KL(S,T) + sum((1-g)*KL(Si,S) + g*KL(Si,T)) )``
 
-    CE is the model's own loss and KL what `heads.distillation_terms` compares: squared errors for regression.
+    Each network learns from labels and from one other, which gets no gradient: with g = 1 from the strong teacher T; with
+    g = 0 a sub-network Si from the super-network S, and S from labels alone. CE is the model's own loss and KL what
+    `heads.distillation_terms` compares: squared errors for regression.
 
     Args:
-        full: output of the super-network S, with its loss.
-        subnetworks: outputs of the sub-networks Si.
-        teacher: output of the strong teacher T.
-        batch: what they all read.
+        student: output of the network, with its loss.
+        teacher: output of the one it learns from; None: of labels alone.
+        batch: what both read.
     """
-    hard = full.loss + sum(output.loss for output in subnetworks)
-    soft: Tensor | float = 0.0
-    if teacher is not None:
-        soft = soft_loss(full, teacher, batch, loss)
-    for output in subnetworks:
-        soft = soft + soft_loss(output, full if teacher is None else teacher, batch, loss)
-    total: Tensor = loss.alpha * hard + (1 - loss.alpha) * soft
+    soft = 0.0 if teacher is None else soft_loss(student, teacher, batch, loss)
+    total: Tensor = loss.alpha * student.loss + (1 - loss.alpha) * soft
     return total
 
 

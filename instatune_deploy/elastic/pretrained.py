@@ -13,9 +13,10 @@ from transformers.utils.hub import cached_file
 
 from instatune_deploy.elastic.families import axis_map, config_axis_map
 from instatune_deploy.elastic.subnetwork import full_architecture
-from instatune_deploy.errors import CheckpointError, FamilyError
+from instatune_deploy.errors import CheckpointError, FamilyError, SpaceError
+from instatune_deploy.values.proposal import probing_space
 from instatune_deploy.values.recipe import Task
-from instatune_deploy.values.space import FAMILY_PRESETS, SearchSpace, preset
+from instatune_deploy.values.space import AUTO, FAMILY_PRESETS, SearchSpace, preset
 
 AUTO_CLASSES: dict[Task, Any] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
@@ -129,15 +130,31 @@ def _first_misfit(name: str, task: Task, options: dict[str, Any]) -> str | None:
     return None
 
 
-def space_for(config: PretrainedConfig, wanted: str | dict[str, list[int]]) -> SearchSpace:
-    """The search space a recipe asks for: a preset's name, ``paper`` (that of the family), or choices of every layer.
+def space_for(config: PretrainedConfig, wanted: str | dict[str, Any]) -> SearchSpace:
+    """The search space a recipe asks for: a preset's name, ``paper`` (that of the family), or choices, `heads` and `ffn`
+    of every layer alike or of each. ``auto`` is what tables must cover before a space is proposed.
 
     Raises:
         UnknownNameError: there is no such preset.
-        SpaceError: the choices are wider than the model, or contradict each other.
+        SpaceError: the choices contradict each other, or are not for as many layers as the model has.
     """
     full = full_architecture(config)
     if not isinstance(wanted, str):
-        return SearchSpace.homogeneous(full.depth, wanted["depths"], wanted["heads"], wanted["ffn"])
+        heads, ffn = (_of_each_layer(wanted[name], full.depth, name) for name in ("heads", "ffn"))
+        return SearchSpace(tuple(sorted(set(wanted["depths"]))), heads, ffn, tuple(reversed(range(full.depth))))
+    if wanted == AUTO:
+        return probing_space(full)
     found = preset(FAMILY_PRESETS[config.model_type] if wanted == "paper" else wanted)
     return found.scaled(full.depth, *full.layers[0])
+
+
+def _of_each_layer(given: list[Any], layers: int, name: str) -> tuple[tuple[int, ...], ...]:
+    """Choices of each layer, sorted, from one list for all of them or a list of lists.
+
+    Raises:
+        SpaceError: there are more or fewer lists than layers.
+    """
+    lists = given if given and isinstance(given[0], list) else [given] * layers
+    if len(lists) != layers:
+        raise SpaceError(f"{name} are given for {len(lists)} layers, but the model has {layers}")
+    return tuple(tuple(sorted(set(choices))) for choices in lists)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from instatune_deploy.elastic.axes import AxisMap
 from instatune_deploy.elastic.drawing import Drawer
 from instatune_deploy.elastic.families import axis_map
-from instatune_deploy.elastic.losses import ElasticLoss, elastic_loss, layer_pairs, state_distance
+from instatune_deploy.elastic.losses import ElasticLoss, layer_pairs, network_loss, state_distance
 from instatune_deploy.elastic.optimizer import RateSettings, parameter_groups
 from instatune_deploy.elastic.recording import recorded
 from instatune_deploy.elastic.sampler import BucketSampler
@@ -103,32 +103,60 @@ class DistillingTrainer(BucketTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Eq. 1 for one micro-batch; the network's output, for a super-network the full one's, beside it if asked for."""
-        full, *subnetworks = self._runs(model, inputs)
-        teacher = None
-        if self.teacher is not None and self.loss.gamma_at(self.epoch):
-            with torch.no_grad():
-                questions = {name: value for name, value in inputs.items() if name not in self.label_names}
-                teacher = self._run_alone(self.teacher, self.teacher, questions, None)
-        outputs = [run.output for run in subnetworks]
-        loss = elastic_loss(full.output, outputs, None if teacher is None else teacher.output, inputs, self.loss)
-        loss = loss + self._state_loss([full, *subnetworks], teacher, inputs.get("attention_mask"))
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            rate, what = self._get_learning_rate(), self._what_ran()
-            raise TrainingError(f"loss is {value} at step {self.state.global_step}, learning rate {rate:.3g}{what}")
-        self._learn(full, subnetworks)
-        return (loss, full.output) if return_outputs else loss
+        """Eq. 1 for one micro-batch; the network's output, for a super-network the full one's, beside it if asked for.
+
+        The networks run one after the other, and each but the last makes its gradients as soon as it has run: no network
+        learns from one that gets a gradient of it, so the sum of the gradients is that of the sum of the losses, and the
+        activations of one network alone are held at a time.
+        """
+        teacher = self._ask_teacher(inputs)
+        networks, runs = self._networks(), list[Run]()
+        total: Tensor | float = 0.0
+        for number, network in enumerate(networks):
+            early = torch.is_grad_enabled() and number < len(networks) - 1
+            # Several processes exchange the gradients of a step once, with the last network's.
+            with self.accelerator.no_sync(model) if early else nullcontext():
+                run = self._run(model, inputs, network)
+                reference = teacher or next(iter(runs), None)
+                loss = network_loss(run.output, reference and reference.output, inputs, self.loss)
+                loss = loss + self._state_loss(run, reference, inputs.get("attention_mask"))
+                self._check(loss)
+                if early:
+                    with torch.autocast(self.args.device.type, enabled=False):
+                        self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
+                    loss = loss.detach()
+            runs.append(run)
+            total = loss + total
+        self._learn(runs[0], runs[1:])
+        return (total, runs[0].output) if return_outputs else total
 
     @property
     def epoch(self) -> float:
         """Passes over the data made so far."""
         return float(self.state.epoch or 0.0)
 
-    def _runs(self, model: nn.Module, inputs: dict[str, Tensor]) -> list[Run]:
-        """What each network of this step gives, the full one first."""
-        network: Any = self.model  # what Trainer may have wrapped as `model`
-        return [self._run_alone(model, network, inputs, self._kept)]
+    def _check(self, loss: Tensor) -> None:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            rate, what = self._get_learning_rate(), self._what_ran()
+            raise TrainingError(f"loss is {value} at step {self.state.global_step}, learning rate {rate:.3g}{what}")
+
+    def _ask_teacher(self, inputs: dict[str, Tensor]) -> Run | None:
+        """What the strong teacher gives, if it is asked in this epoch."""
+        if self.teacher is None or not self.loss.gamma_at(self.epoch):
+            return None
+        with torch.no_grad():
+            questions = {name: value for name, value in inputs.items() if name not in self.label_names}
+            return self._run_alone(self.teacher, self.teacher, questions, None)
+
+    def _networks(self) -> Sequence[Architecture | None]:
+        """The networks of this step, the full one first; None is the only one there is."""
+        return [None]
+
+    def _run(self, model: nn.Module, inputs: dict[str, Tensor], network: Architecture | None) -> Run:
+        """What a network of this step gives."""
+        plain: Any = self.model  # what Trainer may have wrapped as `model`
+        return self._run_alone(model, plain, inputs, self._kept)
 
     def _what_ran(self) -> str:
         """What to add to a message about this step."""
@@ -154,18 +182,16 @@ class DistillingTrainer(BucketTrainer):
         with recorded(layers if self.loss.hidden_weight else []) as hidden, recorded(blocks) as attention:
             yield hidden, attention
 
-    def _state_loss(self, runs: Sequence[Run], teacher: Run | None, mask: Tensor | None) -> Tensor | float:
-        """Weighted distances of hidden states from the teacher's, or without one of the sub-networks' from the full's."""
-        reference, students = (teacher, runs) if teacher is not None else (runs[0], runs[1:])
+    def _state_loss(self, run: Run, reference: Run | None, mask: Tensor | None) -> Tensor | float:
+        """Weighted distances of a network's hidden states from those of the one it learns from."""
         total: Tensor | float = 0.0
-        for run in students:
-            if self.loss.hidden_weight:
-                pairs = layer_pairs(run.kept, len(reference.hidden))
-                distance = state_distance(run.hidden, reference.hidden, pairs, mask)
-                total = total + self.loss.hidden_weight * distance
-            if self.loss.attention_weight:
-                distance = state_distance(run.attention, reference.attention, list(enumerate(run.kept)), mask)
-                total = total + self.loss.attention_weight * distance
+        if reference is not None and self.loss.hidden_weight:
+            pairs = layer_pairs(run.kept, len(reference.hidden))
+            distance = state_distance(run.hidden, reference.hidden, pairs, mask)
+            total = total + self.loss.hidden_weight * distance
+        if reference is not None and self.loss.attention_weight:
+            distance = state_distance(run.attention, reference.attention, list(enumerate(run.kept)), mask)
+            total = total + self.loss.attention_weight * distance
         return total
 
 
@@ -191,19 +217,16 @@ class ElasticTrainer(DistillingTrainer):
         self._drawn: list[Architecture] = []
         self._drawn_at = -1
 
-    def _runs(self, model: nn.Module, inputs: dict[str, Tensor]) -> list[Run]:
+    def _networks(self) -> Sequence[Architecture | None]:
         if self._drawn_at != self.state.global_step:  # once a step: micro-batches train the same
             self._drawn, self._drawn_at = self.drawer.at(self.state.global_step, self.epoch), self.state.global_step
-        architectures = [self.supernet.full, *self._drawn]
+        return [self.supernet.full, *self._drawn]
+
+    def _run(self, model: nn.Module, inputs: dict[str, Tensor], network: Architecture | None) -> Run:
+        architecture = network or self.supernet.full
         with self._watching(self.supernet.layers, self.supernet.map) as (hidden, attention):
-            # One call for all networks, so that several processes see one forward and one backward a step.
-            outputs = model(inputs, architectures)
-        runs = []
-        for architecture, output in zip(architectures, outputs, strict=True):
-            kept = self.supernet.space.kept_layers(architecture.depth)
-            runs.append(Run(output, hidden[: len(kept)], attention[: len(kept)], kept))
-            hidden, attention = hidden[len(kept) :], attention[len(kept) :]
-        return runs
+            output = model(inputs, [architecture])[0]
+        return Run(output, hidden, attention, self.supernet.space.kept_layers(architecture.depth))
 
     def _what_ran(self) -> str:
         return f", sub-networks {', '.join(map(str, self._drawn))}"

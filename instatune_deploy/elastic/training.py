@@ -53,7 +53,7 @@ def rates_of(settings: FinetuneSection) -> RateSettings:
 
 def drawer_of(settings: FinetuneSection, space: SearchSpace, shape: ModelShape, *, seed: int) -> Drawer:
     """What draws the sub-networks of each step as a recipe asks for."""
-    drawn = DrawSettings(settings.subnetworks, settings.sampling, settings.widen_epochs)
+    drawn = DrawSettings(settings.subnetworks, settings.sampling, settings.size_power, settings.widen_epochs)
     return Drawer(space, shape, drawn, seed=seed)
 
 
@@ -78,6 +78,10 @@ def trainer_arguments(
         disable_tqdm=True, remove_unused_columns=False, label_names=list(processor.head.label_columns), seed=seed, data_seed=seed,
         dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
+    if arguments.n_gpu > 1:
+        # Trainer would split each batch among them by `nn.DataParallel`, which copies the network at every run.
+        report(f"one of {arguments.n_gpu} GPUs is used; `accelerate launch` starts a process for each")
+        arguments._n_gpu = 1
     return {
         "args": arguments, "train_dataset": rows.rows, "data_collator": processor.collator,
         "callbacks": [_ReportLoss(report)],

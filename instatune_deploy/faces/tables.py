@@ -53,20 +53,27 @@ def print_selections(selections: Sequence[Selection], run: Path) -> None:
                     f"what its table says; at that speed the prediction was off by {100 * selection.prediction_error:+.1f}%",
                     soft_wrap=True,
                 )
+            for what, others in (("runner-up", selection.runners_up), ("passed over", selection.fell)):
+                for considered in others:
+                    console.print(f"  {what}: {considered}", soft_wrap=True)
 
 
-def print_front(front: ParetoFront, percentile: str) -> None:
+def print_front(target: str, front: ParetoFront, percentile: str) -> None:
     """The candidates of a front, the fastest first; everything in it is predicted or from the search split."""
     table = Table(
-        title=f"Pareto front: predicted {percentile} of a call; metric evaluated on the search split unless marked"
+        title=f"{target}: front of {', '.join(map(str, front.objectives))}; latency: predicted {percentile} of a call; metric: "
+        "of the search split unless marked, * and predicted in equal parts, ** predicted; file and memory: estimates"
     )
-    for column in ("predicted ms", "GMACs", "metric", "deployment", "network"):
+    for column in ("predicted ms", "GMACs", "M param.", "file MB", "memory MB", "metric", "deployment", "network"):
         table.add_column(column, justify="left" if column in ("deployment", "network") else "right")
+    marks = {"search split": "", "search split and predictor": "*", "predictor": "**"}
     for candidate in front.candidates:
         predicted = candidate.predicted
-        mark = "" if predicted.metric_source == "search split" else " (predicted)"
+        sizes = (predicted.parameters, predicted.file_bytes, predicted.memory_bytes)
         table.add_row(
-            f"{predicted.latency_ms:.3f}", f"{predicted.macs / 1e9:.3f}", f"{100 * predicted.metric:.2f}%{mark}",
+            f"{predicted.latency_ms:.3f}", f"{predicted.macs / 1e9:.3f}",
+            *("" if size is None else f"{size / 1e6:.1f}" for size in sizes),
+            f"{100 * predicted.metric:.2f}%{marks[predicted.metric_source]}",
             candidate.deployment.name, str(candidate.architecture),
         )  # fmt: skip
-    Console(width=None if Console().is_terminal else 160).print(table)
+    Console(width=None if Console().is_terminal else 200).print(table)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from instatune_deploy.errors import InfeasibleBudgetError
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.objectives import DEFAULT, Objectives, parse_objectives
 from instatune_deploy.values.space import Architecture
 
 
@@ -38,15 +38,26 @@ class Evaluation:
 @dataclass(frozen=True)
 class Predicted:
     """What the search believes: metric (fraction 0..1), multiply-accumulates of one sample, latency of a call
-    (the percentile that was searched).
+    (the percentile that was searched) and the upper end of the interval that 95% of networks are in.
 
-    `metric_source` says where the metric comes from: ``predictor``, or ``search split`` if it was evaluated there.
+    `metric_source` says where the metric comes from: ``predictor``, ``search split`` if it was evaluated there, or
+    ``search split and predictor``, the mean of both. `file_bytes` and `memory_bytes` are estimates, see `values.sizes`;
+    `elsewhere_ms` holds latencies in other places, (``target:deployment``, ms). None: not predicted.
     """
 
     metric: float
     macs: int
     latency_ms: float
     metric_source: str
+    latency_high_ms: float | None = None
+    parameters: int | None = None
+    file_bytes: int | None = None
+    memory_bytes: int | None = None
+    elsewhere_ms: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.elsewhere_ms != ():  # lists, where they come from JSON
+            object.__setattr__(self, "elsewhere_ms", tuple((place, ms) for place, ms in self.elsewhere_ms))
 
 
 @dataclass(frozen=True)
@@ -78,10 +89,9 @@ class Candidate:
     predicted: Predicted
     measured: Measured | None = None
 
-    @property
-    def objectives(self) -> tuple[float, float, float]:
-        """Predicted objectives, all to be made small: minus metric, MACs, latency."""
-        return (-self.predicted.metric, self.predicted.macs, self.predicted.latency_ms)
+    def point(self, objectives: Objectives = DEFAULT) -> tuple[float, ...]:
+        """The predicted objectives, all to be made small: costs, and minus the metric."""
+        return tuple(objective.value(self.predicted) for objective in objectives)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "architecture": str(self.architecture)}
@@ -117,43 +127,42 @@ def hypervolume(points: Iterable[Sequence[float]], reference: Sequence[float]) -
 
 @dataclass(frozen=True)
 class ParetoFront:
-    """Candidates none of which another dominates, ordered by predicted latency."""
+    """Candidates none of which another dominates in `objectives`, ordered by predicted latency."""
 
     candidates: tuple[Candidate, ...]
+    objectives: Objectives = DEFAULT
 
     @classmethod
-    def of(cls, candidates: Iterable[Candidate]) -> ParetoFront:
-        """The front of `candidates`, whatever their order; of equal ones the first by name stays."""
-        ordered = sorted(candidates, key=lambda c: (*c.objectives[::-1], str(c.architecture), c.deployment.name))
-        best: list[Candidate] = []
-        for candidate in ordered:
-            # Sorted by latency, then MACs, then metric: nothing later can dominate something earlier.
-            if not any(
-                dominates(b.objectives, candidate.objectives) or b.objectives == candidate.objectives for b in best
-            ):
-                best.append(candidate)
-        return cls(tuple(best))
+    def of(cls, candidates: Iterable[Candidate], objectives: Objectives = DEFAULT) -> ParetoFront:
+        """The front of `candidates`, whatever their order; of equal ones the fastest stays, then the first by name."""
+        points = [(c.point(objectives), c) for c in candidates]
+        points.sort(key=lambda pair: (pair[0], _presented(pair[1])))
+        best: dict[tuple[float, ...], Candidate] = {}
+        for point, candidate in points:
+            # Sorted by one objective after the other: nothing later can dominate something earlier.
+            if point not in best and not any(dominates(other, point) for other in best):
+                best[point] = candidate
+        return cls(tuple(sorted(best.values(), key=_presented)), objectives)
 
-    def ranked(self, budget_ms: float) -> list[Candidate]:
-        """Candidates whose predicted latency is within `budget_ms`, the highest metric first, then the fastest.
+    def to_dict(self) -> dict[str, Any]:
+        return {"objectives": [str(objective) for objective in self.objectives], "front": self.to_list()}
 
-        Raises:
-            InfeasibleBudgetError: there is none; names the nearest three.
-        """
-        fits = [c for c in self.candidates if c.predicted.latency_ms <= budget_ms]
-        if not fits:
-            nearest = "; ".join(
-                f"{c.architecture} on {c.deployment.name}: {c.predicted.latency_ms:.3g} ms predicted p50"
-                for c in self.candidates[:3]
-            )
-            raise InfeasibleBudgetError(
-                f"nothing is predicted to meet {budget_ms:.3g} ms; nearest: {nearest or 'none'}"
-            )
-        return sorted(fits, key=lambda c: (-c.predicted.metric, c.predicted.latency_ms, str(c.architecture)))
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ParetoFront:
+        """The front that `to_dict` described; one of an older release, which names no objectives, had the usual ones."""
+        objectives = parse_objectives(data["objectives"], constrained=True) if "objectives" in data else DEFAULT
+        return cls.from_list(data["front"], objectives)
 
     def to_list(self) -> list[dict[str, Any]]:
         return [candidate.to_dict() for candidate in self.candidates]
 
     @classmethod
-    def from_list(cls, data: list[dict[str, Any]]) -> ParetoFront:
-        return cls(tuple(Candidate.from_dict(entry) for entry in data))
+    def from_list(cls, data: list[dict[str, Any]], objectives: Objectives = DEFAULT) -> ParetoFront:
+        return cls(tuple(Candidate.from_dict(entry) for entry in data), objectives)
+
+
+def _presented(candidate: Candidate) -> tuple[float, float, float, str, str]:
+    """The order in which candidates are shown, which has nothing to do with the objectives."""
+    predicted = candidate.predicted
+    names = (str(candidate.architecture), candidate.deployment.name)
+    return (predicted.latency_ms, predicted.macs, -predicted.metric, *names)

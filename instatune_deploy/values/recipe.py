@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
 
-from instatune_deploy.errors import RecipeError, did_you_mean
+from instatune_deploy.errors import RecipeError, UsageError, did_you_mean
+from instatune_deploy.values.budget import Budget, Limit
 from instatune_deploy.values.faults import first_fault
+from instatune_deploy.values.objectives import Objectives, parse_objectives
+from instatune_deploy.values.space import AUTO
 
 Task = Literal[
     "text-classification", "text-regression", "token-classification", "question-answering", "image-classification"
@@ -70,11 +74,23 @@ class DataSection(Section):
 
 
 class SpaceSection(Section):
-    """Choices of every layer: numbers of layers, of heads a layer, of MLP neurons a layer."""
+    """The choices: numbers of layers, of heads a layer, of MLP neurons a layer.
+
+    `heads` and `ffn` are one list for every layer, or a list of lists, one for each layer of the full network.
+    """
 
     depths: list[PositiveInt]
-    heads: list[PositiveInt]
-    ffn: list[PositiveInt]
+    heads: list[PositiveInt] | list[list[PositiveInt]]
+    ffn: list[PositiveInt] | list[list[PositiveInt]]
+
+    @pydantic.field_validator("heads", "ffn", mode="before")
+    @classmethod
+    def _one_list_or_one_a_layer(cls, given: Any) -> Any:
+        nested = [isinstance(entry, list) for entry in given] if isinstance(given, list) else []
+        if any(nested) and not all(nested):
+            raise ValueError("expected numbers for every layer alike or a list for each layer, found both")
+        kind: Any = list[list[PositiveInt]] if any(nested) else list[PositiveInt]
+        return pydantic.TypeAdapter(kind).validate_python(given)  # here, for a union's errors name each of its kinds
 
 
 class TrainingSection(Section):
@@ -106,7 +122,7 @@ class FinetuneSection(TrainingSection):
       `temperature`, `divergence` (``kl`` or AlphaNet's ``alpha``), `hidden_weight` and `attention_weight` (distances of
       hidden states and of attention outputs from the teacher's)
     - what is trained beside the full network: `subnetworks` a step, drawn by `sampling` (``uniform``, ``sandwich``, by
-      ``macs``, around the ``front``) from a space that grows for `widen_epochs`
+      ``macs``, around the ``front``; the larger `size_power`, the more small ones) from a space that grows for `widen_epochs`
     - where it starts: from the `teacher` (a training of its own; null: the model given is fine-tuned already) or the
       pre-trained weights (`start`), with heads and neurons sorted by `importance` (``first_order``, ``fisher`` or
       ``none``) and layers dropped by `layer_order` (``importance`` or ``last_first``), scored on `importance_rows` rows
@@ -124,6 +140,7 @@ class FinetuneSection(TrainingSection):
     attention_weight: Annotated[float, pydantic.Field(ge=0)]
     subnetworks: PositiveInt
     sampling: Literal["uniform", "sandwich", "macs", "front"]
+    size_power: Annotated[float, pydantic.Field(ge=0)]
     widen_epochs: Annotated[float, pydantic.Field(ge=0)]
     teacher: TrainingSection | None
     start: Literal["teacher", "pretrained"]
@@ -177,14 +194,44 @@ def read_preset(name: object) -> dict[str, Any]:
 
 
 class SearchSection(Section):
-    """The search: `warm_start + rounds * batch` sub-networks are evaluated; between rounds an inner genetic search
-    of `population` x `generations` runs on predictions."""
+    """The search.
 
-    warm_start: PositiveInt = 40
-    rounds: PositiveInt = 4
-    batch: PositiveInt = 25
+    `objectives` are two or three of ``metric`` (or the task's metric by its name), ``macs``, ``parameters``, ``size`` of the
+    file, ``latency``, ``memory``, and ``latency@TARGET:DEPLOYMENT`` for the latency in another place; `limits`, such as
+    ``size<=30MB``, ``latency<=50%`` of the full network's, ``metric>=0.88`` or ``loss<=0.5`` points against the full
+    network, hold for every network of a front. Size and memory are estimates.
+
+    ``warm_start + rounds * batch`` sub-networks are evaluated, or, where they are given, `evaluations` or what `minutes`
+    allow; less where the front has not grown in `patience` rounds (0: however long). Between rounds an
+    `inner` genetic search of `population` x `generations` runs on predictions. Other methods than ``linas`` are there to compare it with.
+    """
+
+    method: Literal["linas", "nsga2", "evolution", "random"] = "linas"
+    inner: Literal["nsga2", "nsga3"] = "nsga2"
+    objectives: list[str] = ["metric", "macs", "latency"]
+    limits: list[str] = []
+    warm_start: PositiveInt = 30
+    rounds: PositiveInt = 7
+    batch: PositiveInt = 10
     population: PositiveInt = 100
-    generations: PositiveInt = 50
+    generations: PositiveInt = 30
+    evaluations: PositiveInt | None = None
+    minutes: Annotated[float, pydantic.Field(gt=0)] | None = None
+    patience: Annotated[int, pydantic.Field(ge=0)] = 3
+
+    def goals(self, metric: str) -> tuple[Objectives, tuple[Limit, ...]]:
+        """What is searched for: objectives and limits; `metric` is the task's.
+
+        Raises:
+            UsageError: one is unknown, they repeat or contradict each other.
+        """
+        limits = tuple(sorted(Limit.parse(text, metric=metric) for text in self.limits))
+        limited = [limit.objective for limit in limits]
+        for objective in limited:
+            if limited.count(objective) > 1:
+                raise UsageError(f"limits repeat: {objective} is limited twice")
+        constrained = any(objective.kind == "metric" for objective in limited)
+        return parse_objectives(self.objectives, metric=metric, constrained=constrained), limits
 
 
 class ProfileSection(Section):
@@ -214,9 +261,11 @@ class Recipe(Section):
 
     `model` is a directory or hub name; with `reset_head` its task head is replaced by a new one, as for a task of other
     classes. `metric` is what the search makes large, by default the first of the task's (see `METRICS`). `space` is a
-    preset's name, ``paper`` (the one of the model's family) or choices. `targets` maps each target to its latency budgets:
+    preset's name, ``paper`` (the one of the model's family), ``auto`` (proposed from the importance of each layer's parts
+    and the targets' latencies, and written to ``space.yaml`` with the reasons) or choices. `targets` maps each target to its latency budgets:
     ms (``8`` or ``8ms``), or a share (``50%``) of the full network's measured latency on its fastest deployment there.
-    Budgets are set on `percentile`.
+    A budget may limit more than that, and say what is preferred among networks that keep it: ``8ms, size<=30MB`` or
+    ``loss<=0.5, smallest`` (see `values.budget`). Latencies are of `percentile`.
     """
 
     name: str = "run"
@@ -241,6 +290,27 @@ class Recipe(Section):
             raise ValueError(f"{metric} does not fit {task}, which takes {' or '.join(METRICS[task])}")
         return metric
 
+    @pydantic.field_validator("space", mode="before")
+    @classmethod
+    def _name_or_choices(cls, space: Any) -> Any:
+        if not isinstance(space, (str, dict, SpaceSection)):
+            raise ValueError("expected a preset's name, auto, or depths, heads and ffn")
+        return space if isinstance(space, str) else SpaceSection.model_validate(space)  # errors name one kind alone
+
+    @pydantic.model_validator(mode="after")
+    def _auto_has_what_it_goes_by(self) -> Recipe:
+        finetune = self.finetune
+        if self.space == AUTO and (finetune.importance == "none" or finetune.layer_order != "importance"):
+            raise ValueError(
+                f"space: auto goes by importance, but finetune says importance: {finetune.importance}, layer_order: "
+                f"{finetune.layer_order}; it takes first_order or fisher, and importance"
+            )
+        if self.space == AUTO and self.reset_head and finetune.teacher is None:
+            raise ValueError(
+                "space: auto scores a fine-tuned model: with reset_head, finetune.teacher must not be null"
+            )
+        return self
+
     @pydantic.field_validator("data")
     @classmethod
     def _pairs_fit_the_task(cls, data: DataSection, info: pydantic.ValidationInfo) -> DataSection:
@@ -249,27 +319,34 @@ class Recipe(Section):
             raise ValueError(f"text_pair goes with text-classification and text-regression, not with {task}")
         return data
 
+    @pydantic.field_validator("search")
+    @classmethod
+    def _objectives_are_some(cls, search: SearchSection, info: pydantic.ValidationInfo) -> SearchSection:
+        with _as_value_error():
+            search.goals(info.data.get("metric", "metric"))
+        return search
+
     @pydantic.field_validator("targets")
     @classmethod
-    def _targets_have_budgets(cls, targets: dict[str, list[str | float]]) -> dict[str, list[str | float]]:
+    def _targets_have_budgets(
+        cls, targets: dict[str, list[str | float]], info: pydantic.ValidationInfo
+    ) -> dict[str, list[str | float]]:
         if not targets or any(not budgets for budgets in targets.values()):
             raise ValueError("name at least one target, each with at least one budget")
-        for budgets in targets.values():
-            for budget in budgets:
-                parse_budget(budget)
+        with _as_value_error():
+            for budgets in targets.values():
+                for budget in budgets:
+                    Budget.parse(budget, metric=info.data.get("metric", "metric"))
         return targets
 
 
-def parse_budget(budget: str | float) -> tuple[float, Literal["ms", "share"]]:
-    """A budget's number and what it counts: milliseconds, or a share of the full network's latency.
-
-    Raises:
-        ValueError: it is neither like ``8``, ``8ms`` nor ``50%``, or not positive.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(ms|%)?\s*", str(budget))
-    if match is None or float(match[1]) <= 0:
-        raise ValueError(f"budget {budget!r} is neither milliseconds such as 8ms nor a share such as 50%")
-    return (float(match[1]) / 100, "share") if match[2] == "%" else (float(match[1]), "ms")
+@contextmanager
+def _as_value_error() -> Iterator[None]:
+    """What pydantic takes for a field's fault, from what the values themselves raise."""
+    try:
+        yield
+    except UsageError as error:
+        raise ValueError(str(error)) from None
 
 
 def read_recipe(path: Path) -> Recipe:

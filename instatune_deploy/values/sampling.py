@@ -1,4 +1,4 @@
-"""Which architectures to evaluate next: a first sample of a space, and batches spread along a predicted front."""
+"""Samples of a space: the first to be evaluated, new ones at random, and what a batch is filled up with."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import math
 import random
 from collections.abc import Collection, Iterable, Sequence
 
-import numpy as np
-
-from instatune_deploy.values.front import Candidate
 from instatune_deploy.values.space import Architecture, SearchSpace
 
 
@@ -56,58 +53,21 @@ def random_new(
     return fresh
 
 
-def next_batch(
+def fill_up(
     space: SearchSpace,
-    fronts: Sequence[Sequence[Candidate]],
+    chosen: Sequence[Architecture],
+    parents: Sequence[Architecture],
     known: Collection[Architecture],
     count: int,
     rng: random.Random,
 ) -> list[Architecture]:
-    """`count` different architectures that are not `known`, or all that are left if there are fewer.
-
-    They come from `fronts`, the best front first, spread along the front that does not fit whole; then from mutants
-    of the best front's; then at random.
-    """
-    batch: dict[Architecture, Sequence[float]] = {}
-    for front in fronts:
-        fresh: dict[Architecture, Sequence[float]] = {}
-        for candidate in front:
-            if candidate.architecture not in known and candidate.architecture not in batch:
-                fresh.setdefault(candidate.architecture, candidate.objectives)
-        names = list(fresh)
-        for index in spread(list(fresh.values()), list(batch.values()), count - len(batch)):
-            batch[names[index]] = fresh[names[index]]
-    chosen = dict.fromkeys(batch)
-    parents = [candidate.architecture for candidate in fronts[0]] if fronts else []
+    """`chosen` made up to `count` different architectures that are not `known`, or all that are left if there are fewer:
+    by mutants of `parents`, then at random."""
+    batch = dict.fromkeys(chosen)
     for _ in range(10 * count if parents else 0):
-        if len(chosen) >= count:
+        if len(batch) >= count:
             break
         mutant = space.mutate(rng.choice(parents), rng, probability=0.1)
         if mutant not in known:
-            chosen[mutant] = None
-    return [*chosen, *random_new(space, [*known, *chosen], count - len(chosen), rng)]
-
-
-def spread(points: Sequence[Sequence[float]], placed: Sequence[Sequence[float]], count: int) -> list[int]:
-    """Indices of `count` of `points`, each in turn the farthest from those `placed` or chosen before it.
-
-    Distances are in units of the points' range in each objective. With nothing placed, the first is the one lowest in
-    the first objective.
-    """
-    if count <= 0 or len(points) <= count:
-        return list(range(len(points))) if count > 0 else []
-    values = np.array(points, dtype=np.float64)
-    low, span = values.min(axis=0), np.ptp(values, axis=0)
-    scale = np.where(span > 0, span, 1.0)
-    values = (values - low) / scale
-    distances = np.full(len(points), np.inf)
-    for other in placed:
-        distances = np.minimum(distances, np.linalg.norm(values - (np.array(other) - low) / scale, axis=1))
-    chosen: list[int] = []
-    while len(chosen) < count:
-        first = not placed and not chosen
-        index = int(np.argmin(values[:, 0])) if first else int(np.argmax(distances))
-        chosen.append(index)
-        distances = np.minimum(distances, np.linalg.norm(values - values[index], axis=1))
-        distances[index] = -1.0  # never again, even among equal points
-    return chosen
+            batch[mutant] = None
+    return [*batch, *random_new(space, [*known, *batch], count - len(batch), rng)]

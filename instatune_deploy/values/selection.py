@@ -1,18 +1,43 @@
-"""`Selection`: the network that was chosen for a budget, with what was predicted and what was measured."""
+"""`Selection`: the network that was chosen for a budget, with what was predicted and measured, and who else there was."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from instatune_deploy.values.front import Measured, Predicted
+from instatune_deploy.values.front import Candidate, Measured, Predicted
+
+
+@dataclass(frozen=True)
+class Considered:
+    """A candidate that was not selected: the metric (of the search split, or predicted) and the latency predicted of it,
+    and why it was not."""
+
+    architecture: str
+    deployment: str
+    metric: float
+    latency_ms: float
+    why: str
+
+    @classmethod
+    def of(cls, candidate: Candidate, why: str) -> Considered:
+        predicted = candidate.predicted
+        names = (str(candidate.architecture), candidate.deployment.name)
+        return cls(*names, predicted.metric, predicted.latency_ms, why)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.architecture} on {self.deployment}, predicted {self.latency_ms:.3g} ms and metric {self.metric:.4f}: "
+            f"{self.why}"
+        )
 
 
 @dataclass(frozen=True)
 class Selection:
     """A network that met a budget: what was predicted of it, and what was measured of its exported file.
 
-    `limit_ms` is the budget in ms that it was held against; `full` is the full network on the fastest deployment of the
+    `limit_ms` is the budget in ms that it was held against (None: there was none on latency); `runners_up` are those that
+    would have been tried next, `fell` those that were tried before it or were predicted to miss the budget narrowly; `full` is the full network on the fastest deployment of the
     target, `full_beside` its latency (same percentile, ms) measured in the same rounds on the artifact's own deployment,
     and `full_beside_predicted_ms` what the table predicts of it (None where it has no entries for it).
     """
@@ -20,7 +45,7 @@ class Selection:
     target: str
     budget: str
     percentile: str
-    limit_ms: float
+    limit_ms: float | None
     artifact: str
     architecture: str
     deployment: str
@@ -33,6 +58,8 @@ class Selection:
     full_beside_ms: float
     full_beside_predicted_ms: float | None
     tried: int
+    runners_up: tuple[Considered, ...] = ()
+    fell: tuple[Considered, ...] = ()
 
     @property
     def speed_drift(self) -> float | None:
@@ -53,5 +80,7 @@ class Selection:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Selection:
-        parts = {"predicted": Predicted(**data["predicted"])}
-        return cls(**{**data, **parts, **{k: Measured(**data[k]) for k in ("measured", "full")}})
+        parts = {"predicted": Predicted(**data["predicted"]), **{k: Measured(**data[k]) for k in ("measured", "full")}}
+        # Selections of older releases do not say who else was considered.
+        others = {k: tuple(Considered(**entry) for entry in data.get(k, ())) for k in ("runners_up", "fell")}
+        return cls(**{**data, **parts, **others})

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from instatune_deploy.errors import ArchitectureError, SpaceError, UnknownNameError
@@ -30,7 +31,7 @@ class Architecture:
     layers: tuple[LayerChoice, ...]
 
     def __post_init__(self) -> None:
-        layers = tuple(LayerChoice(*choice) for choice in self.layers)
+        layers = tuple(c if isinstance(c, LayerChoice) else LayerChoice(*c) for c in self.layers)
         if not layers or any(choice.heads < 1 or choice.ffn < 1 for choice in layers):
             raise ArchitectureError(
                 f"an architecture needs at least one layer, each with a head and a neuron: {layers}"
@@ -133,8 +134,13 @@ class SearchSpace:
 
     def kept_layers(self, depth: int) -> tuple[int, ...]:
         """Indices of the full network's layers that a sub-network of `depth` keeps, ascending."""
-        dropped = set(self.drop_order[: self.layers - depth])
-        return tuple(index for index in range(self.layers) if index not in dropped)
+        return self._kept[depth]
+
+    @cached_property
+    def _kept(self) -> tuple[tuple[int, ...], ...]:
+        """The layers kept at every depth; a search asks for them hundreds of thousands of times."""
+        dropped = [set(self.drop_order[: self.layers - depth]) for depth in range(self.layers + 1)]
+        return tuple(tuple(i for i in range(self.layers) if i not in gone) for gone in dropped)
 
     def with_drop_order(self, drop_order: Sequence[int]) -> SearchSpace:
         """The same choices with another order in which layers go."""
@@ -184,7 +190,7 @@ class SearchSpace:
             )
         return architecture
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of different architectures."""
         return sum(
@@ -319,6 +325,8 @@ PRESETS: dict[str, SpacePreset] = {
     "vit-base": _VISION,
     "beit3-base": _VISION,
 }
+#: What stands where a preset's name could: the choices are proposed for model and targets, see `values.proposal`.
+AUTO = "auto"
 #: The preset that ``paper`` stands for in each family.
 FAMILY_PRESETS = {
     "beit": "beit3-base",

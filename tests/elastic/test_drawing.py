@@ -57,6 +57,15 @@ def test_by_size_small_and_large_networks_are_seen_alike() -> None:
     assert plain[3] < 150  # why it is done
 
 
+def test_sizes_may_get_as_much_computing_as_any_other() -> None:
+    low, high = count_macs(SHAPE, SPACE.smallest), count_macs(SHAPE, SPACE.largest)
+    draws, spent = drawer(sampling="macs", size_power=1.0), [0.0] * 4
+    for step in range(4000):
+        macs = count_macs(SHAPE, draws.at(step, 0)[0])
+        spent[min(3, int(4 * (macs - low) / (high - low)))] += macs
+    assert max(spent) < 1.3 * min(spent)
+
+
 def test_buckets_hold_deep_narrow_and_shallow_wide_networks() -> None:
     middle = size_buckets(SPACE, SHAPE, seed=0)[2]
     assert {architecture.depth for architecture in middle} >= {3, 4, 5}

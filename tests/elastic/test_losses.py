@@ -11,8 +11,8 @@ from instatune_deploy.elastic.losses import (
     ElasticLoss,
     adaptive_alpha_divergence,
     distillation,
-    elastic_loss,
     layer_pairs,
+    network_loss,
     state_distance,
 )
 
@@ -51,10 +51,14 @@ def test_the_loss_is_equation_1(alpha: float) -> None:
         kl(teacher, full.logits) + sum(kl(teacher, s.logits) for s in subnetworks)
     )
     settings = ElasticLoss(alpha=alpha)
-    assert float(elastic_loss(full, subnetworks, None, {}, settings)) == pytest.approx(float(without), rel=1e-5)
-    assert float(elastic_loss(full, subnetworks, SimpleNamespace(logits=teacher), {}, settings)) == pytest.approx(
-        float(with_teacher), rel=1e-5
-    )
+
+    def total(teachers: list[SimpleNamespace | None]) -> float:
+        pairs = zip([full, *subnetworks], teachers, strict=True)
+        return sum(float(network_loss(student, of, {}, settings)) for student, of in pairs)
+
+    strong = SimpleNamespace(logits=teacher)
+    assert total([None, full, full]) == pytest.approx(float(without), rel=1e-5)
+    assert total([strong, strong, strong]) == pytest.approx(float(with_teacher), rel=1e-5)
 
 
 def test_gamma_is_off_on_or_on_in_the_first_epochs() -> None:

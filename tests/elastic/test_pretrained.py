@@ -215,6 +215,18 @@ def test_spaces_scale_with_the_model_and_must_fit_it() -> None:
         Supernet(model, SearchSpace.homogeneous(5, [4], [4], [48]))
 
 
+def test_choices_are_of_every_layer_alike_or_of_each() -> None:
+    config = BertConfig(num_hidden_layers=2, num_attention_heads=4, hidden_size=32, intermediate_size=64)
+    space = space_for(config, {"depths": [2, 1], "heads": [[4, 2], [4]], "ffn": [64, 16]})
+    assert space == SearchSpace((1, 2), ((2, 4), (4,)), ((16, 64), (16, 64)), (1, 0))
+    for name, wrong in (("heads", [[4]] * 3), ("ffn", [[16]])):
+        with pytest.raises(SpaceError, match=f"{name} are given for {len(wrong)} layers, but the model has 2"):
+            space_for(config, {"depths": [1], "heads": [4], "ffn": [64], name: wrong})
+    with pytest.raises(SpaceError, match="positive, distinct and ascending"):
+        space_for(config, {"depths": [1], "heads": [], "ffn": [64]})
+    assert space_for(config, "auto").largest == space_for(config, "paper").largest
+
+
 def test_a_damaged_subnetwork_is_refused_by_name(tmp_path: Path) -> None:
     family = make_family("bert")
     supernet = Supernet(family.model, family.space)

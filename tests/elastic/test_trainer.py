@@ -14,12 +14,12 @@ from transformers import TrainerCallback, TrainingArguments, default_data_collat
 
 from instatune_deploy.elastic import drawing
 from instatune_deploy.elastic.drawing import Drawer, DrawSettings
-from instatune_deploy.elastic.losses import ElasticLoss
+from instatune_deploy.elastic.losses import ElasticLoss, network_loss
 from instatune_deploy.elastic.optimizer import RateSettings
 from instatune_deploy.elastic.sampler import BucketSampler
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.trainer import DistillingTrainer, ElasticTrainer
-from instatune_deploy.elastic.training import train
+from instatune_deploy.elastic.training import train, with_dropout
 from instatune_deploy.errors import TrainingError
 from tests.helpers import make_family
 
@@ -49,10 +49,10 @@ class StopAt(TrainerCallback):
 
 def trainer_for(
     directory: Path, callbacks: list[TrainerCallback], *, draw: dict[str, Any] | None = None,
-    rates: RateSettings | None = None, changes: dict[str, Any] | None = None, **loss: Any,
+    rates: RateSettings | None = None, changes: dict[str, Any] | None = None, dropout: float | None = None, **loss: Any,
 ) -> ElasticTrainer:  # fmt: skip
     family, teacher = make_family("bert"), make_family("bert").model
-    supernet = Supernet(family.model, family.space)
+    supernet = Supernet(with_dropout(family.model, dropout), family.space)
     settings = ElasticLoss(**{"gamma": "first_epochs", "gamma_epochs": 1, **loss})
     drawer = Drawer(family.space, supernet.shape(8), DrawSettings(**{"subnetworks": 2, **(draw or {})}), seed=5)
     return ElasticTrainer(
@@ -161,6 +161,25 @@ def test_cheaper_ways_to_train_give_the_same_losses(tmp_path: Path, changes: dic
     cheaper = trainer_for(tmp_path / "b", [], changes=changes)
     cheaper.train()
     assert losses(cheaper) == pytest.approx(losses(plain), rel=tolerance)
+
+
+def test_networks_one_after_the_other_give_the_gradients_of_the_whole_loss(tmp_path: Path) -> None:
+    trainer = trainer_for(tmp_path, [], gamma="off", dropout=0.0)
+    supernet = trainer.supernet
+    batch = default_data_collator(list(rows())[:4])
+    trainer.current_gradient_accumulation_steps = 2
+    loss = trainer.training_step(supernet, dict(batch))
+    found = {name: parameter.grad.clone() for name, parameter in supernet.named_parameters()}  # type: ignore[union-attr]
+    supernet.zero_grad()
+    full, *subnetworks = supernet(batch, [supernet.full, *trainer.drawer.at(0, 0.0)])
+    assert len(subnetworks) == 2
+    whole = network_loss(full, None, batch, trainer.loss)
+    whole = whole + sum(network_loss(network, full, batch, trainer.loss) for network in subnetworks)
+    (whole / 2).backward()
+    assert float(loss) == pytest.approx(float(whole.detach()) / 2, rel=1e-5)
+    for name, parameter in supernet.named_parameters():
+        assert parameter.grad is not None
+        assert torch.allclose(found[name], parameter.grad, atol=1e-6), name
 
 
 def test_layers_and_the_head_learn_at_their_own_rates(tmp_path: Path) -> None:

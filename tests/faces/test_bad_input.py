@@ -135,6 +135,14 @@ def unknown_key() -> None:
     change_recipe(finetun={"epochs": 3})
 
 
+def unknown_objective() -> None:
+    change_recipe(search={"objectives": ["metric", "latncy"]})
+
+
+def objectives_that_repeat() -> None:
+    change_recipe(search={"objectives": ["metric", "macs", "accuracy"]})
+
+
 def unknown_preset() -> None:
     change_recipe(space="bert-bse")
 
@@ -165,6 +173,8 @@ def damaged_yaml() -> None:
         (wrong_column, "has no column 'sentence'; its columns: text, label"),
         (no_dataset, "train.parquet: no such file or directory"),
         (unknown_key, "unknown key 'finetun'; did you mean 'finetune'"),
+        (unknown_objective, "search: unknown objective 'latncy'; did you mean 'latency'"),
+        (objectives_that_repeat, "search: objectives repeat: metric and accuracy are the same"),
         (unknown_preset, "unknown space preset 'bert-bse'; did you mean 'bert-base'"),
         (damaged_yaml, "recipe.yaml: not YAML"),
     ],
@@ -198,6 +208,14 @@ def test_a_run_that_cannot_be_is_refused_before_anything_is_written(
             ("select", "--latency-budget", "fast"),
             "error: budget 'fast' is neither milliseconds such as 8ms nor a share",
         ),
+        (("select",), "error: which budget? give --latency-budget 8ms"),
+        (("select", "--size-budget", "30ms"), "error: budget '30ms' is neither a size such as 30MB nor a share"),
+        (("select", "--max-loss", "a bit"), "error: budget 'a bit' is neither points such as 0.5"),
+        (
+            ("select", "--max-loss", "1", "--min-metric", "0.8"),
+            "error: budget 'metric>=0.8, loss<=1' limits metric twice",
+        ),
+        (("select", "--max-loss", "1", "--prefer", "cheap"), "error: unknown preference 'cheap'; known: best, fastest"),
         (
             ("select", "--latency-budget", "8ms", "--percentile", "p95"),
             "error: unknown percentile 'p95'; known: p50, p90, p99",

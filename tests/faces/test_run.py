@@ -114,7 +114,7 @@ def test_a_run_leaves_what_the_design_names_and_no_drafts(run: Path) -> None:
 
 
 def test_the_front_has_no_dominated_member(run: Path) -> None:
-    front = ParetoFront.from_list(json.loads((run / "fronts" / "cpu-test-p50.json").read_text())["front"])
+    front = ParetoFront.from_dict(json.loads((run / "fronts" / "cpu-test-p50.json").read_text()))
     assert ParetoFront.of(front.candidates) == front
     assert len(front.candidates) > 1
 
@@ -165,9 +165,46 @@ def test_select_meets_an_absolute_budget_or_says_what_is_nearest(project: Path, 
     assert found.json["measured"]["p50_ms"] <= 2 * full["p50_ms"]
     nothing = call(project, "select", "--latency-budget", "0.0001ms", "--json")
     assert nothing.code == 3
-    assert nothing.err.strip().splitlines()[-1].startswith("error: nothing is predicted to meet 0.0001 ms; nearest: ")
-    assert nothing.err.count("predicted p50") == min(3, nothing.err.count("predicted p50"))
+    assert nothing.err.strip().splitlines()[-1].startswith("error: nothing is predicted to meet 0.0001ms; nearest: ")
+    assert "(predicted; latency p50)" in nothing.err
     assert nothing.out == ""
+
+
+def test_select_keeps_several_budgets_and_says_who_else_there_was(project: Path, run: Path) -> None:
+    arguments = ("select", "--max-loss", "60", "--macs-budget", "90%", "--size-budget", "99%", "--prefer", "smallest")
+    found = call(project, *arguments, "--json")
+    assert found.code == 0, found.err
+    selection = Selection.from_dict(found.json)
+    assert selection.macs <= 0.9 * selection.full_macs
+    assert selection.measured.metric >= selection.full.metric - 0.6
+    assert selection.limit_ms is None
+    front = ParetoFront.from_dict(json.loads((run / "fronts" / "cpu-test-p50.json").read_text()))
+    sizes = [c.predicted.file_bytes for c in front.candidates]
+    if selection.tried == 1:
+        assert selection.predicted.file_bytes == min(sizes)
+    assert selection.runners_up
+    assert all(entry.why == "next to be tried" for entry in selection.runners_up)
+    assert all("predicted to miss" in entry.why or "measured" in entry.why for entry in selection.fell)
+    again = call(project, *arguments)
+    assert "reused" in again.err
+    assert "runner-up: " in again.out
+    nothing = call(project, "select", "--macs-budget", "90%", "--size-budget", "1kB")
+    assert nothing.code == 3
+    assert nothing.err.strip().splitlines()[-1].count(" G, size ") == 3
+
+
+def test_objectives_and_limits_are_checked_in_one_line(project: Path, run: Path) -> None:
+    for arguments, code, message in (
+        (("--objective", "metric", "--objective", "mcas"), 2, "unknown objective 'mcas'; did you mean 'macs'"),
+        (
+            ("--objective", "metric", "--objective", "latency@cpu-test:ort-int8-1t"), 2,
+            "target cpu-test has no latency table for ort-int8-1t; did you mean 'ort-fp32-1t'",
+        ),
+        (("--limit", "size<=1kB"), 3, "no network of the space keeps the limits on cpu-test (size at most 0.001 MB); near"),
+    ):  # fmt: skip
+        found = call(project, "search", *arguments)
+        assert found.code == code
+        assert message in found.err.strip().splitlines()[-1]
 
 
 def test_search_prints_the_front(project: Path, run: Path) -> None:
@@ -175,6 +212,21 @@ def test_search_prints_the_front(project: Path, run: Path) -> None:
     assert found.code == 0
     latencies = [entry["predicted"]["latency_ms"] for entry in found.json["front"]]
     assert latencies == sorted(latencies)
+    kept = call(project, "search", "--run", str(run), "--front", "--json")
+    assert kept.json == found.json
+    assert "reused" not in kept.err
+    shown = call(project, "search", "--run", str(run), "--front")
+    assert "front of latency, macs, metric" in " ".join(shown.out.split())
+
+
+def test_other_objectives_give_another_front_and_evaluate_nothing(project: Path, run: Path) -> None:
+    before, kept = (run / "evaluations.jsonl").read_bytes(), (run / "fronts" / "cpu-test-p50.json").read_bytes()
+    arguments = ("search", "--objective", "size", "--objective", "accuracy", "--limit", "latency<=95%", "--json")
+    found = call(project, *arguments)
+    assert found.code == 0, found.err
+    assert found.json["objectives"] == ["metric", "size"]
+    assert (run / "evaluations.jsonl").read_bytes() == before
+    assert (run / "fronts" / "cpu-test-p50.json").read_bytes() == kept
 
 
 def test_export_writes_any_network_once(project: Path, run: Path) -> None:
@@ -212,6 +264,10 @@ def test_another_target_trains_and_evaluates_nothing(project: Path, run: Path) -
     assert "super-network: reused" in found.err
     assert (run / "evaluations.jsonl").read_bytes() == before
     assert {entry["deployment"]["runtime"] for entry in found.json["front"]} == {"onnxruntime"}
+    both = call(project, "search", "--target", "cpu-other", "--target", "cpu-test", "--json")
+    assert both.json["fronts"]["cpu-other"] == found.json["front"]
+    assert set(both.json["fronts"]) == {"cpu-other", "cpu-test"}
+    assert (run / "evaluations.jsonl").read_bytes() == before
 
 
 def check_killed_and_resumed(project: Path, run: Path, cut: Path, moments: tuple[str, ...]) -> None:

@@ -23,6 +23,7 @@ FLOORS = {
     "stages": 3,
     "benching": 4,
     "profiling": 4,
+    "searching": 4,
     "kit": 5,
     "job": 5,
     "pipeline": 6,

@@ -13,7 +13,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from instatune_deploy.elastic.families import supported_families
-from instatune_deploy.elastic.importance import first_order_importance, layer_drop_order, sort_by_importance
+from instatune_deploy.elastic.importance import (
+    first_order_importance,
+    layer_drop_order,
+    layer_drops,
+    sort_by_importance,
+)
 from instatune_deploy.elastic.supernet import Supernet, load_supernet, save_supernet
 from instatune_deploy.values.space import SearchSpace
 from tests.helpers import FAMILIES, Family, make_family
@@ -139,6 +144,8 @@ def test_the_layer_whose_absence_costs_least_goes_first(family: Family) -> None:
     assert order[0] == min(first, key=first.__getitem__)
     assert order[1] == min(second, key=second.__getitem__)
     assert sorted(order) == [0, 1, 2, 3]
+    expected = {4: loss_without(), 3: first[order[0]], 2: second[order[1]]}
+    assert layer_drops(supernet, [labelled]).losses == pytest.approx(expected)
 
 
 @torch.inference_mode()

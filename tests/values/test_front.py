@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instatune_deploy.errors import InfeasibleBudgetError
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import (
     Candidate,
@@ -22,6 +21,7 @@ from instatune_deploy.values.front import (
     dominates,
     hypervolume,
 )
+from instatune_deploy.values.objectives import Objective, parse_objectives
 from instatune_deploy.values.space import Architecture
 
 # Few different values, so that ties are common.
@@ -58,10 +58,10 @@ def test_dominance_is_a_strict_order(first: tuple, second: tuple, third: tuple) 
 @given(candidates)
 def test_the_front_has_no_dominated_member_and_covers_the_rest(given_: list[Candidate]) -> None:
     front = ParetoFront.of(given_).candidates
-    assert not any(dominates(a.objectives, b.objectives) for a in front for b in front)
-    assert len({c.objectives for c in front}) == len(front)
+    assert not any(dominates(a.point(), b.point()) for a in front for b in front)
+    assert len({c.point() for c in front}) == len(front)
     for other in given_:
-        assert any(dominates(c.objectives, other.objectives) or c.objectives == other.objectives for c in front)
+        assert any(dominates(c.point(), other.point()) or c.point() == other.point() for c in front)
     assert [c.predicted.latency_ms for c in front] == sorted(c.predicted.latency_ms for c in front)
 
 
@@ -94,20 +94,27 @@ def test_hypervolume_of_two_boxes() -> None:
     assert hypervolume([(1.0, 0.0)], (1.0, 1.0)) == hypervolume([], (1.0, 1.0)) == 0.0
 
 
-def test_ranked_puts_the_best_metric_within_the_budget_first() -> None:
-    front = ParetoFront.of([candidate(0.9, 9, 9.0), candidate(0.8, 5, 5.0), candidate(0.7, 2, 2.0)])
-    assert [c.predicted.metric for c in front.ranked(6.0)] == [0.8, 0.7]
-    assert [c.predicted.metric for c in front.ranked(9.0)] == [0.9, 0.8, 0.7]
-    with pytest.raises(InfeasibleBudgetError, match=r"1 ms; nearest: 1L\[1-16\] on ort-fp32-1t: 2 ms"):
-        front.ranked(1.0)
-    with pytest.raises(InfeasibleBudgetError, match="none"):
-        ParetoFront(()).ranked(1.0)
+@given(candidates, st.permutations(["metric", "macs", "latency"]), st.integers(2, 3))
+def test_a_front_does_not_depend_on_the_order_of_objectives(given_: list[Candidate], names: list[str], n: int) -> None:
+    objectives = tuple(Objective(name) for name in names[:n])
+    turned = ParetoFront.of(given_, objectives[::-1])
+    assert turned.candidates == ParetoFront.of(given_, objectives).candidates
+
+
+def test_of_candidates_that_are_alike_in_the_objectives_the_fastest_stays() -> None:
+    two = (Objective("macs"), Objective("metric"))
+    slow, fast, other = candidate(0.9, 5, 3.0), candidate(0.9, 5, 2.0, runtime="openvino"), candidate(0.8, 4, 9.0)
+    assert ParetoFront.of([slow, fast, other], two).candidates == (fast, other)
 
 
 @given(candidates)
 def test_a_front_round_trips(given_: list[Candidate]) -> None:
     front = ParetoFront.of(given_)
     assert ParetoFront.from_list(json.loads(json.dumps(front.to_list()))) == front
+    two = ParetoFront.of(given_, parse_objectives(["metric", "macs"]))
+    assert ParetoFront.from_dict(json.loads(json.dumps(two.to_dict()))) == two
+    # As an older release wrote it.
+    assert ParetoFront.from_dict({"front": front.to_list()}) == front
 
 
 def test_measured_values_and_evaluations_round_trip() -> None:
@@ -115,7 +122,7 @@ def test_measured_values_and_evaluations_round_trip() -> None:
     found = Candidate(
         Architecture.uniform(2, 4, 64),
         Deployment("openvino", "bf16", needs=("amx_bf16",)),
-        Predicted(0.9, 10, 5.0, "search split"),
+        Predicted(0.9, 10, 5.0, "search split", 5.5, 3, 12, 20, (("cpu-avx2:ort-fp32-1t", 7.0),)),
         measured,
     )
     assert Candidate.from_dict(json.loads(json.dumps(found.to_dict()))) == found

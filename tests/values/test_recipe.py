@@ -14,7 +14,6 @@ from instatune_deploy.values.recipe import (
     FinetuneSection,
     Recipe,
     TrainingSection,
-    parse_budget,
     preset_names,
     read_preset,
     read_recipe,
@@ -26,6 +25,9 @@ MINIMAL: dict[str, Any] = {
     "data": {"train": "./train.parquet", "report": "../report.csv"},
     "targets": {"cpu-avx512": ["8ms", "50%", 3]},
 }
+
+
+SPACE: dict[str, Any] = {"depths": [1, 2], "heads": [2, 4], "ffn": [16, 32]}
 
 
 def write(path: Path, data: Any) -> Path:
@@ -48,6 +50,15 @@ def test_a_recipe_round_trips(tmp_path: Path) -> None:
     recipe = read_recipe(write(tmp_path / "r.yaml", MINIMAL))
     assert read_recipe(write(tmp_path / "again.yaml", recipe.model_dump())) == recipe
     assert Recipe.model_validate(recipe.model_dump()) == recipe
+
+
+@pytest.mark.parametrize(
+    "space", ["auto", "paper", SPACE, {**SPACE, "heads": [[2, 4], [4]]}, {**SPACE, "ffn": [[16], [32]]}]
+)
+def test_a_space_is_a_name_or_choices_of_every_layer_alike_or_of_each(tmp_path: Path, space: Any) -> None:
+    recipe = read_recipe(write(tmp_path / "r.yaml", {**MINIMAL, "space": space}))
+    assert (recipe.space if isinstance(recipe.space, str) else recipe.space.model_dump()) == space
+    assert read_recipe(write(tmp_path / "again.yaml", recipe.model_dump())) == recipe
 
 
 def test_a_metric_is_the_tasks_first_unless_another_is_named(tmp_path: Path) -> None:
@@ -125,12 +136,36 @@ def test_the_fine_tuned_model_is_made_only_where_it_is_used() -> None:
         ({"finetune": {"gamma": "maybe"}}, "finetune.gamma: Input should be 'off', 'on' or 'first_epochs'"),
         ({"finetune": "papr"}, "finetune: unknown fine-tuning preset 'papr'; did you mean 'paper'"),
         ({"finetune": {"preset": "bst", "alpha": 1}}, "unknown fine-tuning preset 'bst'; did you mean 'best'"),
+        ({"search": {"objectives": ["metric", "mcas"]}}, "search: unknown objective 'mcas'; did you mean 'macs'"),
+        ({"search": {"objectives": ["accuracy", "metric"]}}, "search: objectives repeat: accuracy and metric are the"),
+        ({"search": {"limits": ["size>=3MB"]}}, "search: limit 'size>=3MB' contradicts itself: size is made small"),
+        ({"search": {"limits": ["macs<=3G", "macs<=2G"]}}, "search: limits repeat: macs is limited twice"),
+        ({"search": {"method": "lians"}}, "search.method: Input should be 'linas', 'nsga2', 'evolution' or 'random'"),
+        ({"targets": {"cpu-avx512": ["8ms, sizes<=3MB"]}}, "targets: unknown limit 'sizes'; did you mean 'size'"),
         ({"search": {"rounds": 0}}, "search.rounds: Input should be greater than 0"),
         ({"targets": {}}, "targets: name at least one target, each with at least one budget"),
         ({"targets": {"cpu-avx512": []}}, "name at least one target, each with at least one budget"),
         ({"targets": {"cpu-avx512": ["fast"]}}, "budget 'fast' is neither milliseconds such as 8ms nor a share"),
         ({"targets": {"cpu-avx512": ["-3ms"]}}, "budget '-3ms' is neither"),
         ({"data": None}, "data: Input should be a valid dictionary"),
+        ({"space": 3}, "space: expected a preset's name, auto, or depths, heads and ffn"),
+        ({"space": {**SPACE, "width": [3]}}, "unknown key 'space.width'"),
+        ({"space": {"depths": [1], "heads": [1]}}, "space.ffn: Field required"),
+        ({"space": {**SPACE, "heads": [[1], [1, 0]]}}, "space.heads.1.1: Input should be greater than 0"),
+        (
+            {"space": {**SPACE, "ffn": [[16], 32]}},
+            "space.ffn: expected numbers for every layer alike or a list for each",
+        ),
+        ({"space": {**SPACE, "ffn": [[["x"]]]}}, "space.ffn.0.0: Input should be a valid integer"),
+        (
+            {"space": "auto", "finetune": "paper"},
+            "space: auto goes by importance, but finetune says importance: none, layer_order: last_first; it takes "
+            "first_order or fisher, and importance",
+        ),
+        (
+            {"space": "auto", "reset_head": True, "finetune": {"teacher": None}},
+            "space: auto scores a fine-tuned model: with reset_head, finetune.teacher must not be null",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -156,11 +191,11 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         read_recipe(tmp_path / "none.yaml")
 
 
-def test_budgets() -> None:
-    assert parse_budget("8ms") == (8.0, "ms")
-    assert parse_budget(8) == (8.0, "ms")
-    assert parse_budget(" 2.5 ms ") == (2.5, "ms")
-    assert parse_budget("50%") == (0.5, "share")
-    for wrong in ("", "0", "0ms", "ms", "8 s", "-1", "nan"):
-        with pytest.raises(ValueError, match="neither milliseconds"):
-            parse_budget(wrong)
+def test_objectives_and_limits_are_read_with_the_tasks_metric(tmp_path: Path) -> None:
+    search = {"objectives": ["macs", "f1"], "limits": ["loss<=1", "latency@cpu-avx2:ort-fp32-1t<=8ms"]}
+    targets = {"cpu-avx512": ["8ms, f1>=0.8", "loss<=0.5, smallest"]}
+    recipe = read_recipe(write(tmp_path / "r.yaml", {**MINIMAL, "metric": "f1", "search": search, "targets": targets}))
+    objectives, limits = recipe.search.goals(recipe.metric)
+    assert [str(objective) for objective in objectives] == ["macs", "metric"]
+    assert {str(limit.objective) for limit in limits} == {"metric", "latency@cpu-avx2:ort-fp32-1t"}
+    assert read_recipe(write(tmp_path / "again.yaml", recipe.model_dump())) == recipe

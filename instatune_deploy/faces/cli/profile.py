@@ -29,7 +29,11 @@ def profile(
     target: Annotated[str | None, typer.Option(help="A target, or the path of its YAML file.")] = None,
     model: Annotated[str | None, typer.Option(help="Model directory or hub name; its weights do not matter.")] = None,
     space: Annotated[
-        str | None, typer.Option(help="Preset of choices to cover; default: the run's space, or the family's preset.")
+        str | None,
+        typer.Option(
+            help="Preset of choices to cover, or auto: those that `space: auto` needs; default: the run's space, or the "
+            "family's preset."
+        ),
     ] = None,
     sequence_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a text; default: the target's.")] = None,
     seconds: Annotated[

@@ -1,4 +1,4 @@
-"""`instatune-deploy search`: the front of a run on a target."""
+"""`instatune-deploy search`: the fronts of a run on targets."""
 
 from __future__ import annotations
 
@@ -12,25 +12,58 @@ from instatune_deploy.faces.cli.run import ForeignTablesOption, with_foreign_tab
 
 @app.command()
 def search(
-    target: Annotated[str | None, typer.Option(help="A target; default: the recipe's first.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="A target, once or several times; default: the recipe's first.")
+    ] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Two or three times: metric, macs, parameters, size, latency, memory or latency@TARGET:DEPLOYMENT; "
+            "default: the recipe's."
+        ),
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(help="Such as size<=30MB, latency<=50%, metric>=0.88, loss<=0.5; default: the recipe's."),
+    ] = None,
+    front: Annotated[
+        bool, typer.Option("--front", help="Print the front that was found before; search nothing.")
+    ] = False,
     run: RunOption = None,
     foreign_tables: ForeignTablesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Search a run's super-network for a target and print the front of metric, MACs and latency.
+    """Search a run's super-network for one target or several and print the front of each.
 
-    Example: instatune-deploy search --target cpu-avx512
+    The first search of a run evaluates sub-networks, for all targets that it is for; later ones go by what it learnt.
+
+    Example: instatune-deploy search --target cpu-avx512 --target cpu-avx2
+
+    Example: instatune-deploy search --objective metric --objective size --limit "latency<=50%"
     """
     directory = find_run(run)
 
     from instatune_deploy.faces.tables import print_front
     from instatune_deploy.pipeline import open_run
+    from instatune_deploy.searching import read_front
 
     job = open_run(directory, progress())
-    job.recipe = with_foreign_tables(job.recipe, foreign_tables)
-    wanted = job.target(target or next(iter(job.recipe.targets)))
-    front = job.search(wanted, job.tables(wanted))
-    if as_json:
-        emit({"target": wanted.name, "percentile": job.recipe.percentile, "front": front.to_list()})
+    recipe = with_foreign_tables(job.recipe, foreign_tables)
+    given = {"objectives": objective, "limits": limit}
+    changed = recipe.search.model_copy(update={key: value for key, value in given.items() if value})
+    changed.goals(recipe.metric)  # raises where they make no sense, before anything else is done
+    job.recipe = recipe.model_copy(update={"search": changed})
+    targets = [job.target(name) for name in target or [next(iter(recipe.targets))]]
+    if front:
+        fronts = {wanted.name: read_front(job.workspace, job.recipe, wanted.name) for wanted in targets}
     else:
-        print_front(front, job.recipe.percentile)
+        fronts = job.search(targets)
+    if as_json:
+        head = {"percentile": recipe.percentile, "objectives": [str(o) for o in next(iter(fronts.values())).objectives]}
+        if len(fronts) == 1:
+            emit({"target": targets[0].name, **head, "front": fronts[targets[0].name].to_list()})
+        else:
+            emit({**head, "fronts": {name: found.to_list() for name, found in fronts.items()}})
+        return
+    for name, found in fronts.items():
+        print_front(name, found, recipe.percentile)

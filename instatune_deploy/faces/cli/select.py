@@ -13,25 +13,52 @@ from instatune_deploy.faces.cli.run import ForeignTablesOption, with_foreign_tab
 
 @app.command()
 def select(
-    latency_budget: Annotated[str, typer.Option(help="Such as 8ms, or 50% of the full network's latency.")],
+    latency_budget: Annotated[
+        str | None, typer.Option(help="Such as 8ms, or 50% of the full network's latency.")
+    ] = None,
+    macs_budget: Annotated[str | None, typer.Option(help="Multiply-accumulates: 2G, or a share such as 50%.")] = None,
+    parameters_budget: Annotated[str | None, typer.Option(help="Parameters: 20M, or a share such as 50%.")] = None,
+    size_budget: Annotated[str | None, typer.Option(help="The exported file: 30MB, or a share such as 50%.")] = None,
+    memory_budget: Annotated[str | None, typer.Option(help="Peak memory, an estimate: 200MB, or a share.")] = None,
+    min_metric: Annotated[str | None, typer.Option(help="The metric at least, a fraction: 0.88.")] = None,
+    max_loss: Annotated[
+        str | None, typer.Option(help="Points that the metric may be below the full network's: 0.5.")
+    ] = None,
+    prefer: Annotated[
+        str | None,
+        typer.Option(
+            help="best (metric), fastest or smallest of those within budget; default: the fastest where the metric is "
+            "limited, else the best."
+        ),
+    ] = None,
     target: Annotated[str | None, typer.Option(help="A target; default: the recipe's first.")] = None,
     percentile: Annotated[str | None, typer.Option(help="p50, p90 or p99; default: the recipe's.")] = None,
     run: RunOption = None,
     foreign_tables: ForeignTablesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Pick the most accurate network of a run within a latency budget, export it and measure that it keeps to it.
+    """Pick the network of a run that is preferred within a budget, export it and measure that it keeps to it.
 
-    Where the measured latency misses the budget, the next best is tried. Exit code 3: none keeps to it.
+    Several budgets hold together. Where a measurement misses one, the next best is tried. Exit code 3: none keeps to them;
+    the nearest three are named.
 
     Example: instatune-deploy select --latency-budget 8ms --percentile p90
-    """
-    from instatune_deploy.values.recipe import parse_budget
 
-    try:
-        parse_budget(latency_budget)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    Example: instatune-deploy select --max-loss 0.5 --prefer smallest
+    """
+    from instatune_deploy.values.budget import PREFERENCES, Budget
+
+    limits = {
+        "macs<=": macs_budget, "parameters<=": parameters_budget, "size<=": size_budget, "memory<=": memory_budget,
+        "metric>=": min_metric, "loss<=": max_loss,
+    }  # fmt: skip
+    parts = [latency_budget, *(f"{what}{value}" for what, value in limits.items() if value is not None)]
+    given = [part for part in parts if part is not None]
+    if not given:
+        raise UsageError("which budget? give --latency-budget 8ms, --size-budget 30MB, --max-loss 0.5 or others")
+    if prefer not in (None, *PREFERENCES):
+        raise UsageError(f"unknown preference {prefer!r}; known: {', '.join(PREFERENCES)}")
+    budget = Budget.parse(", ".join([*given, *([prefer] if prefer else [])]))
     if percentile not in (None, "p50", "p90", "p99"):
         raise UsageError(f"unknown percentile {percentile!r}; known: p50, p90, p99")
     directory = find_run(run)
@@ -45,7 +72,7 @@ def select(
     if percentile is not None:
         job.recipe = job.recipe.model_copy(update={"percentile": percentile})
     wanted = job.target(target or next(iter(job.recipe.targets)))
-    selection = select_network(job, wanted, job.search(wanted, job.tables(wanted)), latency_budget)
+    selection = select_network(job, wanted, job.search([wanted])[wanted.name], budget)
     if as_json:
         emit(selection.to_dict())
     else:

@@ -1,0 +1,158 @@
+"""The fronts of a run: kept where nothing they follow from has changed, else searched, for several targets at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from instatune_deploy.errors import UsageError
+from instatune_deploy.stages.evaluate import Evaluator
+from instatune_deploy.stages.predict import AccuracyPredictor, fit_predictor
+from instatune_deploy.stages.search import RoundReport, SearchSettings, search
+from instatune_deploy.values.costs import Costs, Goal
+from instatune_deploy.values.front import Evaluation, ParetoFront
+from instatune_deploy.values.latency import LatencyTable
+from instatune_deploy.values.macs import ModelShape
+from instatune_deploy.values.objectives import DEFAULT
+from instatune_deploy.values.recipe import Recipe
+from instatune_deploy.values.space import SearchSpace
+from instatune_deploy.workspace import Workspace, content_key, write_json
+
+#: Says which targets' search evaluates; written before it does, so that one that was stopped is resumed as it was.
+OWNER_FILE = "searched_by.json"
+
+
+class Fronts:
+    """The fronts of one super-network by a recipe's objectives and limits."""
+
+    def __init__(
+        self, recipe: Recipe, workspace: Workspace, report: Callable[[str], None], supernet_key: str,
+        space: SearchSpace, shape: ModelShape,
+    ) -> None:  # fmt: skip
+        self.recipe, self.workspace, self.report = recipe, workspace, report
+        self.supernet_key, self.space, self.shape = supernet_key, space, shape
+        self.objectives, self.limits = recipe.search.goals(recipe.metric)
+        self._fitted: tuple[list[Evaluation], AccuracyPredictor] | None = None
+
+    @property
+    def places(self) -> list[str]:
+        """The places, ``target:deployment``, whose latencies the objectives and limits name."""
+        named = (*self.objectives, *(limit.objective for limit in self.limits))
+        return sorted({objective.place for objective in named if objective.place is not None})
+
+    def goal(self, tables: Sequence[LatencyTable], elsewhere: Mapping[str, LatencyTable]) -> Goal:
+        """What is searched for on the target of `tables`."""
+        costs = Costs(self.space, self.shape, tables, self.recipe.percentile, elsewhere)
+        return Goal(costs, self.objectives, self.limits)
+
+    def kept(self, goal: Goal) -> ParetoFront | None:
+        """The front that was found before, if there is one."""
+        if not self.workspace.is_done(self._stage(goal), self._key(goal)):
+            return None
+        self.report(f"front of {goal.costs.target}: reused")
+        return ParetoFront.from_dict(json.loads(self._path(goal).read_text(encoding="utf-8")))
+
+    def groups(self, missing: Sequence[str]) -> list[list[str]]:
+        """The searches to make now, each for the targets named, where those of `missing` are wanted.
+
+        One that belongs to the search that evaluates brings the others of it along: together they decide what is
+        evaluated, also where a run was stopped after some of their fronts were kept.
+        """
+        owner = self._owner()
+        if owner is None:
+            write_json(self.workspace.path(OWNER_FILE), self._claim(missing))
+            return [list(missing)]
+        owned: list[str] = owner["targets"] if owner == self._claim(owner["targets"]) else []
+        first = owned if set(owned) & set(missing) else []
+        return [names for names in (first, [name for name in missing if name not in first]) if names]
+
+    def search(self, goals: Sequence[Goal], evaluator: Evaluator) -> dict[str, ParetoFront]:
+        """Search and keep the front of each goal, by its target's name."""
+        names = [goal.costs.target for goal in goals]
+        evaluates = self._owner() == self._claim(names)
+        chosen = self.recipe.search.model_dump(exclude={"objectives", "limits"})
+        found = search(
+            self.space, goals, evaluate=(lambda wanted: evaluator(wanted, report=self.report)) if evaluates else None,
+            fit=self._fit, evaluations=[] if evaluates else list(evaluator.known.values()),
+            settings=SearchSettings(**chosen), seed=self.recipe.seed, on_round=self._report_round,
+        )  # fmt: skip
+        self._keep_predictor(found.evaluations)
+        rounds = [asdict(found_round) for found_round in found.rounds]
+        for goal, front in zip(goals, found.fronts, strict=True):
+            head = {"target": goal.costs.target, "percentile": self.recipe.percentile, "rounds": rounds}
+            write_json(self._path(goal), {**head, **front.to_dict()})
+            self.workspace.mark_done(self._stage(goal), self._key(goal), [self._path(goal)])
+        return dict(zip(names, found.fronts, strict=True))
+
+    # -- what fronts follow from ----------------------------------------------------------------------------------
+
+    def _path(self, goal: Goal) -> Path:
+        return front_path(self.workspace, self.recipe, goal.costs.target)
+
+    def _stage(self, goal: Goal) -> str:
+        return f"search-{self._path(goal).stem}"
+
+    def _key(self, goal: Goal) -> str:
+        tables = [table.to_json() for table in (*goal.costs.tables, *goal.costs.elsewhere.values())]
+        return content_key(
+            self.supernet_key, self.recipe.search.model_dump(), tables, self.recipe.percentile, self.recipe.seed
+        )
+
+    def _claim(self, targets: Sequence[str]) -> dict[str, Any]:
+        wanted = {"objectives": [str(o) for o in self.objectives], "limits": [str(limit) for limit in self.limits]}
+        return {
+            "supernet": self.supernet_key, "targets": sorted(targets), "percentile": self.recipe.percentile, **wanted
+        }  # fmt: skip
+
+    def _owner(self) -> dict[str, Any] | None:
+        """Whose search evaluates this super-network; None: nobody's yet."""
+        path = self.workspace.path(OWNER_FILE)
+        owner = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return owner if isinstance(owner, dict) and owner["supernet"] == self.supernet_key else None
+
+    # -- predictor ------------------------------------------------------------------------------------------------
+
+    def _fit(self, known: list[Evaluation]) -> AccuracyPredictor:
+        if self._fitted is None or self._fitted[0] != known:
+            # Where nothing was sorted, more heads or neurons need not be better.
+            monotone = self.recipe.finetune.importance != "none"
+            self._fitted = known, fit_predictor(self.space, known, seed=self.recipe.seed, monotone=monotone)
+        return self._fitted[1]
+
+    def _keep_predictor(self, known: list[Evaluation]) -> None:
+        predictor = self._fit(known)
+        quality = predictor.quality
+        self.report(
+            f"accuracy predictor: Kendall tau {quality.kendall_tau:.3f}, MAPE {quality.mape_pct:.2f}%, R2 {quality.r2:.3f}, "
+            f"{quality.folds}-fold cross-validation on {quality.n} evaluations ({quality.metric}, {quality.split} split)"
+        )
+        predictor.save(self.workspace.path("predictor"))
+
+    def _report_round(self, found: RoundReport) -> None:
+        tau = "" if found.kendall_tau is None else f", predicted against measured: Kendall tau {found.kendall_tau:.3f}"
+        self.report(
+            f"search round {found.round}: {found.evaluated} evaluated, hypervolume {found.hypervolume:.4f}{tau}"
+        )
+
+
+def front_path(workspace: Workspace, recipe: Recipe, target: str) -> Path:
+    """Where a run keeps the front of a target; those of unusual objectives or limits have names of their own."""
+    objectives, limits = recipe.search.goals(recipe.metric)
+    wanted = [str(objective) for objective in objectives], [str(limit) for limit in limits]
+    special = "" if objectives == DEFAULT and not limits else f"-{content_key(wanted)[:8]}"
+    return workspace.path("fronts", f"{target}-{recipe.percentile}{special}.json")
+
+
+def read_front(workspace: Workspace, recipe: Recipe, target: str) -> ParetoFront:
+    """The front of a target as it was found; nothing is searched.
+
+    Raises:
+        UsageError: there is none.
+    """
+    path = front_path(workspace, recipe, target)
+    if not path.is_file():
+        raise UsageError(f"no front of {target} was found yet: {path} is missing; call search without --front")
+    return ParetoFront.from_dict(json.loads(path.read_text(encoding="utf-8")))

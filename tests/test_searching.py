@@ -1,0 +1,109 @@
+"""The fronts of a run: who evaluates, what is kept, what a stopped search leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from instatune_deploy.errors import UsageError
+from instatune_deploy.searching import Fronts, front_path, read_front
+from instatune_deploy.values.costs import Goal
+from instatune_deploy.values.front import Evaluation
+from instatune_deploy.values.latency import LatencyTable
+from instatune_deploy.values.macs import ModelShape, count_macs
+from instatune_deploy.values.recipe import Recipe
+from instatune_deploy.values.space import Architecture, SearchSpace
+from instatune_deploy.workspace import Workspace
+
+SHAPE = ModelShape("bert", 64, 16, 4, 4, 256, 8, fixed_macs=10**5, fixed_parameters=10**4)
+SPACE = SearchSpace.homogeneous(4, [2, 3, 4], [1, 2, 4], [64, 128, 256])
+RECIPE = Recipe.model_validate(
+    {
+        "model": "m", "task": "text-classification", "data": {"train": "t"}, "targets": {"a": ["8ms"], "b": ["8ms"]},
+        "search": {"warm_start": 9, "rounds": 2, "batch": 4, "population": 12, "generations": 3},
+    }
+)  # fmt: skip
+
+
+class FakeEvaluator:
+    """Says that larger is better, and remembers."""
+
+    def __init__(self) -> None:
+        self.known: dict[Architecture, Evaluation] = {}
+
+    def __call__(self, architectures: list[Architecture], **_: object) -> list[Evaluation]:
+        for a in architectures:
+            self.known.setdefault(a, Evaluation(a, "accuracy", count_macs(SHAPE, a) / 1e7, "search", 100))
+        return [self.known[a] for a in architectures]
+
+
+class Run:
+    """A run directory and the targets that it knows."""
+
+    def __init__(self, directory: Path, make_table: Callable[..., LatencyTable], recipe: Recipe = RECIPE) -> None:
+        self.workspace, self.recipe, self.evaluator = Workspace(directory), recipe, FakeEvaluator()
+        self.fronts = Fronts(recipe, self.workspace, lambda line: None, "key", SPACE, SHAPE)
+        self.tables = {
+            name: replace(make_table(SPACE, ms=ms), target=name) for name, ms in (("a", 1), ("b", 2), ("c", 3))
+        }
+
+    def goal(self, name: str) -> Goal:
+        return self.fronts.goal([self.tables[name]], {})
+
+    def search(self, *names: str) -> int:
+        """How many evaluations it takes to have the fronts of targets."""
+        before = len(self.evaluator.known)
+        missing = [name for name in names if self.fronts.kept(self.goal(name)) is None]
+        for group in self.fronts.groups(missing) if missing else []:
+            self.fronts.search([self.goal(name) for name in group], self.evaluator)  # type: ignore[arg-type]
+        return len(self.evaluator.known) - before
+
+    def files(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted(self.workspace.path("fronts").iterdir())}
+
+
+def test_the_first_search_evaluates_for_all_its_targets_and_later_ones_nothing(
+    tmp_path: Path, make_table: Callable[..., LatencyTable]
+) -> None:
+    run = Run(tmp_path, make_table)
+    assert run.search("a", "b") == 9 + 2 * 4
+    assert run.search("a", "b") == run.search("b") == run.search("a", "c") == 0
+    assert set(run.files()) == {"a-p50.json", "b-p50.json", "c-p50.json"}
+    assert read_front(run.workspace, RECIPE, "a") == run.fronts.kept(run.goal("a"))
+    sources = {c.predicted.metric_source for c in read_front(run.workspace, RECIPE, "b").candidates}
+    assert sources == {"search split and predictor"}
+
+
+def test_a_search_that_was_stopped_gives_what_it_would_have_given(
+    tmp_path: Path, make_table: Callable[..., LatencyTable]
+) -> None:
+    whole, cut = Run(tmp_path / "whole", make_table), Run(tmp_path / "cut", make_table)
+    whole.search("a", "b")
+    cut.search("a", "b")
+    for lost in ("search-b-p50.json", "search-a-p50.json"):  # before its last front was kept; before any
+        cut.workspace.path(".stages", lost).unlink()
+        assert cut.search("a", "b", "c") == 0
+        assert {name: whole.files()[name] for name in ("a-p50.json", "b-p50.json")}.items() <= cut.files().items()
+
+
+def test_other_objectives_have_a_front_of_their_own_and_evaluate_nothing(
+    tmp_path: Path, make_table: Callable[..., LatencyTable]
+) -> None:
+    run = Run(tmp_path, make_table)
+    run.search("a")
+    search = RECIPE.search.model_copy(update={"objectives": ["size", "metric"], "limits": ["macs<=80%"]})
+    other = Run(tmp_path, make_table, RECIPE.model_copy(update={"search": search}))
+    other.evaluator = run.evaluator
+    before = run.files()
+    with pytest.raises(UsageError, match=r"no front of a was found yet: .*\.json is missing"):
+        read_front(other.workspace, other.recipe, "a")
+    assert other.search("a") == 0
+    assert before.items() <= run.files().items()
+    assert front_path(run.workspace, other.recipe, "a").name in run.files()
+    assert all(
+        c.predicted.macs <= 0.8 * count_macs(SHAPE, SPACE.largest)
+        for c in read_front(other.workspace, other.recipe, "a").candidates
+    )
