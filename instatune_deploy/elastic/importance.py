@@ -46,6 +46,13 @@ def fisher_importance(supernet: Supernet, batches: Iterable[Batch]) -> Importanc
     return _importance(supernet, batches, torch.square)
 
 
+#: The ways to score, by the names they have in a recipe.
+SCORERS: dict[str, Callable[[Supernet, Iterable[Batch]], Importance]] = {
+    "first_order": first_order_importance,
+    "fisher": fisher_importance,
+}
+
+
 def _importance(supernet: Supernet, batches: Iterable[Batch], measure: Callable[[Tensor], Tensor]) -> Importance:
     """The sum over batches of `measure` of each unit's ``sum of weight * gradient``."""
     model = supernet.model

@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 from instatune_deploy.data.dataset import Split, TaskData
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.elastic.importance import (
-    first_order_importance,
-    fisher_importance,
+    SCORERS,
     layer_drop_order,
     sort_by_importance,
 )
@@ -126,8 +125,7 @@ def sorted_like(
     report(f"importance of heads, neurons and layers on {min(settings.importance_rows, len(rows))} training samples")
     judged = Supernet(teacher, supernet.space)
     if settings.importance != "none":
-        score = first_order_importance if settings.importance == "first_order" else fisher_importance
-        sort_by_importance(supernet, score(judged, batches))
+        sort_by_importance(supernet, SCORERS[settings.importance](judged, batches))
     if settings.layer_order == "last_first":
         return supernet
     order = layer_drop_order(judged, batches, report=report)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from instatune_deploy.data.dataset import Split
 from instatune_deploy.data.processor import Processor
-from instatune_deploy.elastic.importance import first_order_importance, fisher_importance, layer_drops
+from instatune_deploy.elastic.importance import SCORERS, layer_drops
 from instatune_deploy.elastic.processes import is_main_process
 from instatune_deploy.elastic.subnetwork import full_architecture
 from instatune_deploy.elastic.supernet import Supernet
@@ -93,9 +93,7 @@ def score(
     network = Supernet(teacher, SearchSpace.homogeneous(full.depth, range(1, full.depth + 1), [heads], [ffn]))
     batches = labelled_batches(train, settings.importance_rows, settings.batch_size, processor)
     report(f"importance of heads, neurons and layers on {min(settings.importance_rows, len(train))} training samples")
-    importance = (first_order_importance if settings.importance == "first_order" else fisher_importance)(
-        network, batches
-    )
+    importance = SCORERS[settings.importance](network, batches)
     losses = layer_drops(network, batches, report=report).losses
     if full.depth > 1 and losses[full.depth] >= losses[1]:
         raise UsageError(
