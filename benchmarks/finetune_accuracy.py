@@ -36,6 +36,7 @@ from instatune_deploy.stages.tune import tune
 from instatune_deploy.values.macs import ModelShape, count_macs
 from instatune_deploy.values.recipe import FinetuneSection
 from instatune_deploy.values.space import Architecture, SearchSpace
+from instatune_deploy.values.steadying import steadied
 from instatune_deploy.workspace import Workspace, content_key, write_json
 
 RUN = Path("runs/finetune-accuracy")
@@ -233,29 +234,35 @@ class Bench:
     def choose(self, supernet: Supernet, method: str, seed: int, cuts: Sequence[str]) -> dict[str, Architecture]:
         """For each cut the network of at most its size that is best on the search split.
 
-        A dozen at random, then twice the eight that a predictor fitted to all measured so far likes best; the last word
-        has the mean of measured and predicted accuracy, for the best of many measured ones is partly luck.
+        A dozen at random, then twice the eight that a predictor fitted to all measured so far likes best. Measured values
+        are steadied by the networks' distances from the full one, for the best of many measured ones is partly luck.
         """
         path = self.root / f"{method}-{seed}" / "evaluations.jsonl"
-        evaluate = Evaluator(supernet, self.data.search, self.processor, metric="accuracy", path=path)
+        evaluate = Evaluator(
+            supernet, self.data.search, self.processor, metric="accuracy", path=path, beside=supernet.full
+        )
         shape = self.material.full_shape
         everything = supernet.space.sample(min(30_000, supernet.space.size), seed=0)
+        pools = {
+            cut: [
+                a for a in everything if 0.9 * self.limit(shape, cut) < count_macs(shape, a) <= self.limit(shape, cut)
+            ]
+            for cut in cuts
+        }
         rng = random.Random(seed)
-        chosen = {}
-        for cut in cuts:
-            limit = self.limit(shape, cut)
-            pool = [a for a in everything if 0.9 * limit < count_macs(shape, a) <= limit]
+        for pool in pools.values():
             evaluate(rng.sample(pool, min(12, len(pool))), report=self.report)
-            for _ in range(2):
-                known = list(evaluate.known.values())
-                predictor = fit_predictor(supernet.space, known, seed=seed, monotone=False)
+        for _ in range(2):
+            known = steadied(list(evaluate.known.values()))
+            predictor = fit_predictor(supernet.space, known, seed=seed, monotone=False)
+            for pool in pools.values():
                 fresh = [a for a in pool if a not in evaluate.known]
                 order = np.argsort(-predictor.predict(fresh)) if fresh else []
                 evaluate([fresh[i] for i in order[:8]], report=self.report)
-            predictor = fit_predictor(supernet.space, list(evaluate.known.values()), seed=seed, monotone=False)
-            here = [a for a in pool if a in evaluate.known]
-            worth = [evaluate.known[a].value + p for a, p in zip(here, predictor.predict(here), strict=True)]
-            chosen[cut] = here[int(np.argmax(worth))]
+        steady = {evaluation.architecture: evaluation.value for evaluation in steadied(list(evaluate.known.values()))}
+        chosen = {}
+        for cut, pool in pools.items():
+            chosen[cut] = max((a for a in pool if a in steady), key=steady.__getitem__)
             self.report(f"-{cut}%: {chosen[cut]}")
         return chosen
 
@@ -268,6 +275,7 @@ class Bench:
         found = Evaluator(network, self.material.report_split, self.processor, metric="accuracy", path=path)(
             [architecture]
         )[0]
+        path.unlink()
         share = count_macs(shape, architecture) / count_macs(shape, shape.full())
         self.report(f"{method}, seed {seed}, -{100 * (1 - share):.1f}% MACs: {100 * found.value:.2f}%")
         return {

@@ -237,8 +237,9 @@ class Job:
             write_text(path, "")
             self.workspace.mark_done("evaluations", key, [path])
         return Evaluator(
-            self.supernet, self.data.search, self.processor, metric=self.recipe.metric, path=path, report=self.report
-        )
+            self.supernet, self.data.search, self.processor, metric=self.recipe.metric, path=path,
+            beside=self.supernet.full, report=self.report,
+        )  # fmt: skip
 
     def search(self, targets: Sequence[Target]) -> dict[str, ParetoFront]:
         """The front of every target by its name, kept from before or searched now, all of them in one search.

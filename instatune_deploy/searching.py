@@ -19,6 +19,7 @@ from instatune_deploy.values.macs import ModelShape
 from instatune_deploy.values.objectives import DEFAULT
 from instatune_deploy.values.recipe import Recipe
 from instatune_deploy.values.space import SearchSpace
+from instatune_deploy.values.steadying import steadied
 from instatune_deploy.workspace import Workspace, content_key, write_json
 
 #: Says which targets' search evaluates; written before it does, so that one that was stopped is resumed as it was.
@@ -119,7 +120,7 @@ class Fronts:
         if self._fitted is None or self._fitted[0] != known:
             # Where nothing was sorted, more heads or neurons need not be better.
             monotone = self.recipe.finetune.importance != "none"
-            self._fitted = known, fit_predictor(self.space, known, seed=self.recipe.seed, monotone=monotone)
+            self._fitted = known, fit_predictor(self.space, steadied(known), seed=self.recipe.seed, monotone=monotone)
         return self._fitted[1]
 
     def _keep_predictor(self, known: list[Evaluation]) -> None:

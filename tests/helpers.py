@@ -229,7 +229,7 @@ def write_project(directory: Path, task: str = "text-classification") -> Path:
         },
         "space": {"depths": [1, 2, 3], "heads": [2, 4], "ffn": [16, 64]},
         "finetune": {
-            "teacher": {"epochs": 2, "learning_rate": 3.0e-3}, "epochs": 2, "learning_rate": 2.0e-3, "gamma": "on",
+            "teacher": {"epochs": 5, "learning_rate": 3.0e-3}, "epochs": 2, "learning_rate": 2.0e-3, "gamma": "on",
             "importance_rows": 64,
         },
         "search": {"warm_start": 8, "rounds": 2, "batch": 4, "population": 20, "generations": 5},

@@ -16,6 +16,9 @@ from instatune_deploy.data.processor import Processor
 from instatune_deploy.errors import DatasetError
 from instatune_deploy.values.recipe import DataSection, Task
 
+#: A model's outputs: row numbers, and for each of the head's outputs an array, batch first.
+Batches = Iterable[tuple[np.ndarray, Sequence[np.ndarray]]]
+
 _FILE_KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 
 
@@ -38,17 +41,29 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def score(self, metric: str, batches: Iterable[tuple[np.ndarray, Sequence[np.ndarray]]]) -> float:
+    def score(self, metric: str, batches: Batches) -> float:
         """`metric` of a model's outputs for all rows.
 
         Args:
-            batches: row numbers, and for each of `head.outputs` an array, batch first.
+            batches: see `Batches`.
         """
+        return self.head.score(metric, self._in_order(batches), self.labels)
+
+    def divergence(self, batches: Batches, reference: Batches) -> float | None:
+        """How far a model's outputs for all rows are from another's; None where the task has no measure of it.
+
+        Args:
+            batches, reference: see `Batches`.
+        """
+        return self.head.divergence(self._in_order(batches), self._in_order(reference), self.labels)
+
+    def _in_order(self, batches: Batches) -> list[tuple[np.ndarray, ...]]:
+        """The outputs for each row; of two for one row the later one counts."""
         outputs: list[tuple[np.ndarray, ...]] = [()] * len(self.rows)
         for numbers, arrays in batches:
             for number, *own in zip(numbers.tolist(), *arrays, strict=True):
                 outputs[number] = tuple(own)
-        return self.head.score(metric, outputs, self.labels)
+        return outputs
 
 
 @dataclass(frozen=True)

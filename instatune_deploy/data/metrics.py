@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import stats
+from scipy.special import log_softmax
 from sklearn import metrics
 from transformers.data.metrics.squad_metrics import compute_exact, compute_f1
 
@@ -37,6 +38,16 @@ def score(metric: str, labels: np.ndarray, logits: np.ndarray) -> float:
     if metric not in _OF_CLASSES:
         raise UnknownNameError("metric", metric, _OF_CLASSES)
     return _OF_CLASSES[metric](labels, logits.argmax(axis=-1))
+
+
+def mean_divergence(logits: np.ndarray, reference: np.ndarray) -> float:
+    """The mean over rows of KL(reference || found) of the class probabilities, in nats.
+
+    Args:
+        logits, reference: shape (rows, classes).
+    """
+    found, wanted = (log_softmax(side.astype(np.float64), axis=-1) for side in (logits, reference))
+    return float(np.maximum((np.exp(wanted) * (wanted - found)).sum(axis=-1), 0.0).mean())
 
 
 def correlation(metric: str, labels: np.ndarray, found: np.ndarray) -> float:

@@ -64,7 +64,9 @@ def _parse(line: bytes, where: str) -> Evaluation:
             f"{where}: is of schema version {version!r}, and this program knows {SCHEMA_VERSION}: a newer one wrote it"
         )
     evaluation = Evaluation.from_dict(data)
-    numbers = (evaluation.value, evaluation.n)
+    numbers = (evaluation.value, evaluation.n, *([] if evaluation.divergence is None else [evaluation.divergence]))
     if any(isinstance(n, bool) or not isinstance(n, (int, float)) or not math.isfinite(n) for n in numbers):
-        raise ValueError(f"value {evaluation.value!r} of {evaluation.n!r} samples")
+        raise ValueError(
+            f"value {evaluation.value!r} of {evaluation.n!r} samples, divergence {evaluation.divergence!r}"
+        )
     return evaluation

@@ -16,7 +16,8 @@ class Evaluation:
     """A measured task metric: `value` (fraction 0..1) of `architecture` on `n` samples of `split`.
 
     `precision` is the one of the deployment that it stands for. `computed_in` is the arithmetic it was computed in, which
-    for a deployment in fp32 may be ``bf16``, where that was found to give the same values.
+    for a deployment in fp32 may be ``bf16``, where that was found to give the same values. `divergence` is how far its
+    outputs are from the full network's on the same samples, as `data.heads.Head.divergence` has it; None: not looked at.
     """
 
     architecture: Architecture
@@ -26,6 +27,7 @@ class Evaluation:
     n: int
     precision: str = "fp32"
     computed_in: str = "fp32"
+    divergence: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "architecture": str(self.architecture)}

@@ -373,6 +373,24 @@ def test_hits_and_margins_are_those_of_first_choices(model: str) -> None:
     assert other.shares == ()
 
 
+def test_outputs_are_as_far_as_their_probabilities_or_numbers(tmp_path: Path, model: str) -> None:
+    head = Processor(model, "text-classification", TOKENS).head
+    near, far = [[np.log([0.5, 0.5])], [np.log([0.9, 0.1])]], [[np.log([0.25, 0.75])], [np.log([0.9, 0.1]) + 3]]
+    expected = (0.25 * np.log(0.25 / 0.5) + 0.75 * np.log(0.75 / 0.5)) / 2
+    assert head.divergence(near, far, np.array([0, 1])) == pytest.approx(expected)
+    assert head.divergence(far, far, np.array([0, 1])) == 0
+    numbers = Processor(model, REGRESSION, TOKENS).head
+    assert numbers.divergence([[np.array([1.0])], [np.array([2.0])]], [[np.array([1.0])], [np.array([4.0])]], None) == 2
+    assert Processor(model, QUESTIONS, TOKENS).head.divergence([], [], None) is None
+    split = opened(write(tmp_path / "t.parquet", [SENTENCE] * 6), TOKENS_TASK, model)
+    right, other = tag_logits(split, [[1, 3, 0, 2]] * 3, 0), tag_logits(split, [[1, 3, 0, 2]] * 3, 2)
+    assert split.divergence(other, right) == pytest.approx(0, abs=1e-12)  # padding does not count
+    wrong = tag_logits(split, [[1, 3, 0, 3]] * 3, 1)
+    classes = len(split.labels.classes)
+    share = np.exp([1.0] + [0.0] * (classes - 1)) / (np.e + classes - 1)
+    assert split.divergence(wrong, right) == pytest.approx((share[0] - share[1]) / 4)
+
+
 def test_a_task_has_metrics_that_its_head_computes(tmp_path: Path, model: str) -> None:
     pytest.importorskip("seqeval", reason="needs the extra token")
     for task in SECTIONS:

@@ -287,3 +287,27 @@ def test_a_metric_that_is_no_share_of_samples_is_not_raced(learnt: Learnt, tmp_p
 def test_a_race_without_a_sensible_aim_is_refused(prepared: tuple, tmp_path: Path, aim: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         evaluator(prepared, tmp_path / "e.jsonl").race([prepared[0].space.smallest], **aim)
+
+
+@torch.inference_mode()
+def test_a_divergence_is_that_of_the_class_probabilities_from_the_full_networks(
+    prepared: tuple, tmp_path: Path
+) -> None:
+    supernet, data, processor = copy.deepcopy(prepared[0]), *prepared[1:]
+    with torch.no_grad():  # probabilities that differ: fresh weights are small
+        for parameter in supernet.parameters():
+            parameter.mul_(5)
+    prepared = (supernet, data, processor)
+    wanted = [*supernet.space.sample(4, seed=5), supernet.full]
+    path = tmp_path / "e.jsonl"
+    found = evaluator(prepared, path, beside=supernet.full)(wanted)
+    rows = {name: column for name, column in data.search.rows[:].items() if name != "labels"}
+    inputs = processor.inner.pad(rows, padding="max_length", max_length=16, return_tensors="pt")
+    full, *others = (supernet(inputs, [a])[0].logits.log_softmax(-1) for a in (supernet.full, *wanted))
+    for evaluation, ours in zip(found, others, strict=True):
+        expected = float((full.exp() * (full - ours)).sum(-1).mean())
+        assert evaluation.divergence == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert found[-1].divergence == pytest.approx(0, abs=1e-9)
+    assert all(evaluation.divergence > 1e-3 for evaluation in found[:-1])
+    assert list(read_evaluations(path).values()) == found
+    assert evaluator(prepared, tmp_path / "alone.jsonl")(wanted)[0].divergence is None

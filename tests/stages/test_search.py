@@ -317,6 +317,18 @@ def test_what_is_unsure_and_far_is_looked_at_too(make_table: MakeTable) -> None:
     assert len(set(chosen)) == 4
 
 
+def test_what_is_believed_of_the_measured_is_steadied_by_their_divergences() -> None:
+    networks = SPACE.sample(12, seed=3)
+    lucky = [
+        Evaluation(a, "accuracy", 0.8 - 0.01 * i, "search", 100, divergence=0.01 * i) for i, a in enumerate(networks)
+    ]
+    lucky[-1] = replace(lucky[-1], value=0.81)
+    beliefs = Beliefs(None, lucky)
+    assert beliefs.metric(networks[-1], "fp32")[0] < beliefs.metric(networks[0], "fp32")[0]
+    silent = Beliefs(None, [replace(evaluation, divergence=None) for evaluation in lucky])
+    assert silent.metric(networks[-1], "fp32")[0] == 0.81
+
+
 @pytest.mark.parametrize("method", ["linas", "nsga2", "random"])
 def test_limits_are_kept_by_every_network_of_a_front(make_table: MakeTable, method: str) -> None:
     largest = count_macs(SHAPE, SPACE.largest)

@@ -44,6 +44,8 @@ def test_lines_without_the_newest_fields_are_read(tmp_path: Path) -> None:
         json.dumps({**ONE.to_dict(), "value": "high"}).encode(),
         json.dumps({**ONE.to_dict(), "value": float("nan")}).encode(),
         json.dumps({**ONE.to_dict(), "colour": "red"}).encode(),
+        json.dumps({**ONE.to_dict(), "divergence": float("inf")}).encode(),
+        json.dumps({**ONE.to_dict(), "divergence": "far"}).encode(),
     ],
 )
 def test_a_foreign_line_is_passed_over_and_named(tmp_path: Path, line: bytes) -> None:

@@ -106,6 +106,14 @@ class Head(ABC):
         choices; None where it does not. Shape (rows,)."""
         return None
 
+    def divergence(self, outputs: Outputs, reference: Outputs, labels: Any) -> float | None:
+        """How far a model's outputs are from another's for the same rows, at least 0; None where the task has no measure of it.
+
+        Args:
+            outputs, labels: see `score`; `reference`: the other model's outputs.
+        """
+        return None
+
     def collator(self, inner: Any) -> Any:
         """Makes a batch of torch tensors of encoded rows, labels included; `inner` is the tokenizer or image processor."""
         return DataCollatorWithPadding(inner)

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import default_data_collator
 
 from instatune_deploy.data.heads.base import Head, Outputs, check_texts, class_index, class_names
-from instatune_deploy.data.metrics import correlation, score
+from instatune_deploy.data.metrics import correlation, mean_divergence, score
 from instatune_deploy.errors import DatasetError
 from instatune_deploy.values.recipe import DataSection
 
@@ -34,6 +34,12 @@ class _Classification(Head):
     def score(self, metric: str, outputs: Outputs, labels: np.ndarray) -> float:
         """See `Head.score`."""
         return score(metric, labels, np.stack([logits for (logits,) in outputs]))
+
+    def divergence(self, outputs: Outputs, reference: Outputs, labels: np.ndarray) -> float:
+        """The mean over samples of the Kullback-Leibler divergence of the class probabilities from the other model's, in
+        nats."""
+        ours, theirs = (np.stack([logits for (logits,) in side]) for side in (outputs, reference))
+        return mean_divergence(ours, theirs)
 
     def hits(self, outputs: Outputs, labels: np.ndarray) -> np.ndarray:
         """See `Head.hits`."""
@@ -90,6 +96,11 @@ class TextRegression(Head):
     def score(self, metric: str, outputs: Outputs, labels: np.ndarray) -> float:
         """See `Head.score`."""
         return correlation(metric, labels, np.concatenate([logits for (logits,) in outputs]))
+
+    def divergence(self, outputs: Outputs, reference: Outputs, labels: np.ndarray) -> float:
+        """The mean squared difference of the numbers."""
+        ours, theirs = (np.concatenate([numbers for (numbers,) in side]) for side in (outputs, reference))
+        return float(np.square(ours - theirs).mean())
 
     def decisions(self, outputs: Sequence[np.ndarray], inputs: Mapping[str, np.ndarray]) -> None:
         """See `Head.decisions`."""

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import DataCollatorForTokenClassification
 
 from instatune_deploy.data.heads.base import Head, Outputs, class_index, class_names
-from instatune_deploy.data.metrics import check_entity_f1, entity_f1, score
+from instatune_deploy.data.metrics import check_entity_f1, entity_f1, mean_divergence, score
 from instatune_deploy.errors import DatasetError, RecipeError
 from instatune_deploy.values.recipe import DataSection
 
@@ -105,6 +105,16 @@ class TokenClassification(Head):
             return [labels.classes[index] for index in indices]
 
         return entity_f1([named(tags) for tags in right], [named(found.argmax(axis=-1)) for found in logits])
+
+    def divergence(self, outputs: Outputs, reference: Outputs, labels: Tags) -> float:
+        """The mean over tokens with a tag of the Kullback-Leibler divergence from the other model's probabilities, in nats."""
+        ours, theirs = (
+            np.concatenate([
+                logits[: len(row)][row != IGNORED] for row, (logits,) in zip(labels.rows, side, strict=True)
+            ])
+            for side in (outputs, reference)
+        )  # fmt: skip
+        return mean_divergence(ours, theirs)
 
     def decisions(self, outputs: Sequence[np.ndarray], inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """See `Head.decisions`."""

@@ -52,6 +52,7 @@ class Evaluator:
         batch_size: images a forward pass; texts go by their tokens.
         precision: ``fp32``; ``bf16``, rows in doubt again in fp32; or ``auto``: what the file was computed in, else bf16
             where `precision.choose` finds it faster and as good.
+        beside: the network that the outputs of the others are compared with, for `Evaluation.divergence`; None: with none.
         report: is told which lines of the file are passed over, and why values are computed in what they are.
 
     Raises:
@@ -60,10 +61,11 @@ class Evaluator:
 
     def __init__(
         self, supernet: Supernet, split: Split, processor: Processor, *, metric: str, path: Path, batch_size: int = 32,
-        precision: Precision = "fp32", report: Report = lambda line: None,
+        precision: Precision = "fp32", beside: Architecture | None = None, report: Report = lambda line: None,
     ) -> None:  # fmt: skip
         self.runs = Runs(supernet, split, processor, batch_size)
         self.split, self.metric, self.path, self.report = split, metric, path, report
+        self.beside = beside
         self.known: dict[Architecture, Evaluation] = {}
         self.precision: Precision = precision
         for number, evaluation in read_evaluations(path, report=report).items():
@@ -165,6 +167,13 @@ class Evaluator:
     def _batches(self) -> list[Batch]:
         return self.runs.batches()
 
+    @cached_property
+    def _reference(self) -> list[Found] | None:
+        """What the network beside puts out for the whole split."""
+        if self.beside is None:
+            return None
+        return self.runs.outputs([self.beside], self._batches, self.check.chosen)[0]
+
     def _run(
         self, architectures: Sequence[Architecture], batches: Sequence[Batch]
     ) -> Iterator[tuple[list[Architecture], list[list[Found]]]]:
@@ -180,9 +189,10 @@ class Evaluator:
         """Write down the values of sub-networks that have run on the whole split."""
         for architecture, found in zip(chunk, outputs, strict=True):
             value = self.split.score(self.metric, found)
+            divergence = None if self._reference is None else self.split.divergence(found, self._reference)
             evaluation = Evaluation(
                 architecture, self.metric, value, self.split.name, len(self.split),
-                computed_in=self.check.chosen.precision,
+                computed_in=self.check.chosen.precision, divergence=divergence,
             )  # fmt: skip
             append_evaluations(self.path, [evaluation])
             self.known[architecture] = evaluation

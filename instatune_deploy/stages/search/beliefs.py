@@ -13,6 +13,7 @@ from instatune_deploy.values.budget import Bound
 from instatune_deploy.values.costs import Goal
 from instatune_deploy.values.front import Candidate, Evaluation
 from instatune_deploy.values.space import Architecture
+from instatune_deploy.values.steadying import steadied
 
 
 @runtime_checkable
@@ -45,7 +46,8 @@ Fit = Callable[[list[Evaluation]], Predictor]
 class Beliefs:
     """The metric of any architecture in any precision, as it is known now.
 
-    What was measured in the precision counts, else what was measured in others, corrected by what the predictor says of
+    What was measured counts steadied by what networks' distances from the full one say (see `values.steadying`). What was
+    measured in the precision counts, else what was measured in others, corrected by what the predictor says of
     the difference, if it does. Beside a predictor, the belief of a measured network is the mean of measurement and
     prediction: the best of many measured networks is partly luck, and the prediction, which knows its neighbours, is not.
 
@@ -57,7 +59,7 @@ class Beliefs:
     def __init__(self, predictor: Predictor | None, evaluations: Iterable[Evaluation]) -> None:
         self.predictor = predictor
         measured: dict[Architecture, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for evaluation in evaluations:
+        for evaluation in steadied(list(evaluations)):
             measured[evaluation.architecture][evaluation.precision].append(evaluation.value)
         self.measured = {
             architecture: {precision: math.fsum(values) / len(values) for precision, values in by_precision.items()}
