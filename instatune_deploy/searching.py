@@ -128,7 +128,8 @@ class Fronts:
         quality = predictor.quality
         self.report(
             f"accuracy predictor: Kendall tau {quality.kendall_tau:.3f}, MAPE {quality.mape_pct:.2f}%, R2 {quality.r2:.3f}, "
-            f"{quality.folds}-fold cross-validation on {quality.n} evaluations ({quality.metric}, {quality.split} split)"
+            f"{quality.folds}-fold cross-validation on {quality.n} evaluations ({quality.metric}, {quality.split} split, "
+            "steadied)"
         )
         predictor.save(self.workspace.path("predictor"))
 

@@ -30,6 +30,9 @@ REPORT_EVERY_S = 5.0
 #: Sub-networks evaluated together; a stop loses the work on so many at most.
 CHUNK = 50
 
+#: Of a divergence: what networks were evaluated together, which a stop and a new start may change, moves later ones.
+DIVERGENCE_DIGITS = 5
+
 Report = Callable[[str], None]
 
 
@@ -190,6 +193,8 @@ class Evaluator:
         for architecture, found in zip(chunk, outputs, strict=True):
             value = self.split.score(self.metric, found)
             divergence = None if self._reference is None else self.split.divergence(found, self._reference)
+            if divergence is not None:
+                divergence = round(divergence, DIVERGENCE_DIGITS)
             evaluation = Evaluation(
                 architecture, self.metric, value, self.split.name, len(self.split),
                 computed_in=self.check.chosen.precision, divergence=divergence,
