@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from benchmarks.results import write_result
 from benchmarks.step_cost import step_cost
 from benchmarks.tuning_tasks import SUBJECTS, Material
+from instatune_deploy.data.dataset import Split
 from instatune_deploy.elastic.importance import first_order_importance, sort_by_importance
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.training import labelled_batches
@@ -33,6 +34,7 @@ from instatune_deploy.stages.evaluate import Evaluator
 from instatune_deploy.stages.finetune import fine_tuned, finetune
 from instatune_deploy.stages.predict import fit_predictor
 from instatune_deploy.stages.tune import tune
+from instatune_deploy.values.evaluations import read_evaluations
 from instatune_deploy.values.macs import ModelShape, count_macs
 from instatune_deploy.values.recipe import FinetuneSection
 from instatune_deploy.values.space import Architecture, SearchSpace
@@ -241,17 +243,10 @@ class Bench:
         evaluate = Evaluator(
             supernet, self.data.search, self.processor, metric="accuracy", path=path, beside=supernet.full
         )
-        shape = self.material.full_shape
-        everything = supernet.space.sample(min(30_000, supernet.space.size), seed=0)
-        pools = {
-            cut: [
-                a for a in everything if 0.9 * self.limit(shape, cut) < count_macs(shape, a) <= self.limit(shape, cut)
-            ]
-            for cut in cuts
-        }
-        rng = random.Random(seed)
-        for pool in pools.values():
-            evaluate(rng.sample(pool, min(12, len(pool))), report=self.report)
+        pools, drawn = self.pools(supernet.space, seed)
+        pools = {cut: pools[cut] for cut in cuts}
+        for cut in cuts:
+            evaluate(drawn[cut], report=self.report)
         for _ in range(2):
             known = steadied(list(evaluate.known.values()))
             predictor = fit_predictor(supernet.space, known, seed=seed, monotone=False)
@@ -266,21 +261,63 @@ class Bench:
             self.report(f"-{cut}%: {chosen[cut]}")
         return chosen
 
-    def row(self, method: str, seed: int, cut: str, network: Any, architecture: Architecture) -> dict[str, Any]:
-        """The accuracy of a network on the report split."""
+    def pools(
+        self, space: SearchSpace, seed: int
+    ) -> tuple[dict[str, list[Architecture]], dict[str, list[Architecture]]]:
+        """For each cut the networks of its size that there are to choose from, and a dozen of them at random."""
+        shape, rng = self.material.full_shape, random.Random(seed)
+        everything = space.sample(min(30_000, space.size), seed=0)
+        limits = {cut: self.limit(shape, cut) for cut in CUTS}
+        pools = {
+            cut: [a for a in everything if 0.9 * limit < count_macs(shape, a) <= limit] for cut, limit in limits.items()
+        }
+        return pools, {cut: rng.sample(pool, min(12, len(pool))) for cut, pool in pools.items()}
+
+    def unchosen(self, methods: Sequence[str], seed: int) -> list[dict[str, Any]]:
+        """A second look, on the search split, at networks that it has not chosen: the full model and the pruned ones, and
+        of the elastic methods the mean of a dozen networks at random."""
+
+        def make() -> list[dict[str, Any]]:
+            teacher, _ = self.teacher(seed, self.settings("best"))
+            split, full = self.data.search, self.material.full_shape.full()
+            distilled = self.tuned(copy.deepcopy(teacher), self.space, full, seed)
+            rows = [self.row("full", seed, "0", distilled, full, split)]
+            for cut in ("53", "70") if "prune_distil" in methods else ():
+                model, space, architecture = self.prune(teacher, cut)
+                network = self.tuned(model, space, architecture, seed)
+                rows.append(self.row("prune_distil", seed, cut, network, architecture, split))
+            for method in (m for m in methods if m != "prune_distil"):
+                path = self.root / f"{method}-{seed}" / "evaluations.jsonl"
+                known = {found.architecture: found for found in read_evaluations(path).values()}
+                for cut, drawn in self.pools(self.supernet(method, seed).space, seed)[1].items():
+                    values = [100 * known[a].value for a in drawn if a in known]
+                    if values:
+                        rows.append(
+                            {
+                                "method": method, "seed": seed, "cut": cut, "networks": len(values),
+                                "accuracy_pct": statistics.fmean(values), "split": split.name, "n": len(split),
+                            }
+                        )  # fmt: skip
+            return rows
+
+        return self.kept(f"search-{seed}", make)
+
+    def row(
+        self, method: str, seed: int, cut: str, network: Any, architecture: Architecture, split: Split | None = None
+    ) -> dict[str, Any]:
+        """The accuracy of a network on the report split, or another."""
+        split = split or self.material.report_split
         shape = self.material.full_shape
         # Of its own: several processes may measure cells of one task side by side, each other seeds.
         path = self.root / f"report-{method}-{seed}-{cut}.jsonl"
         path.unlink(missing_ok=True)
-        found = Evaluator(network, self.material.report_split, self.processor, metric="accuracy", path=path)(
-            [architecture]
-        )[0]
+        found = Evaluator(network, split, self.processor, metric="accuracy", path=path)([architecture])[0]
         path.unlink()
         share = count_macs(shape, architecture) / count_macs(shape, shape.full())
         self.report(f"{method}, seed {seed}, -{100 * (1 - share):.1f}% MACs: {100 * found.value:.2f}%")
         return {
             "method": method, "seed": seed, "cut": cut, "architecture": str(architecture),
-            "macs_cut_pct": 100 * (1 - share), "accuracy_pct": 100 * found.value, "split": "report", "n": found.n,
+            "macs_cut_pct": 100 * (1 - share), "accuracy_pct": 100 * found.value, "split": split.name, "n": found.n,
         }  # fmt: skip
 
 
@@ -296,22 +333,24 @@ class _Alone(Supernet):
 
 
 def figures_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Mean and standard deviation over seeds of the points lost against the distilled full model of the same seed."""
-    full = {row["seed"]: row["accuracy_pct"] for row in rows if row["method"] == "full"}
+    """Mean and standard deviation over seeds of the points lost against the distilled full model of the same seed: on the
+    report split, and, as ``search_drop_points``, on the search split of networks that it has not chosen."""
+    splits = {name: [row for row in rows if row["split"] == name] for name in ("report", "search")}
     figures = {}
     for name in ("teacher", "full"):
-        values = [row["accuracy_pct"] for row in rows if row["method"] == name]
+        values = [row["accuracy_pct"] for row in splits["report"] if row["method"] == name]
         if values:
             figures |= {f"{name}.accuracy_pct.mean": statistics.fmean(values), f"{name}.seeds": len(values)}
-    for method, cut in dict.fromkeys((row["method"], row["cut"]) for row in rows):
-        if method in ("teacher", "full"):
-            continue
-        drops = [
-            full[row["seed"]] - row["accuracy_pct"] for row in rows
-            if (row["method"], row["cut"]) == (method, cut) and row["seed"] in full
-        ]  # fmt: skip
-        if drops:
-            key = f"{method}.{cut}.drop_points"
+    for what, some in (("drop_points", splits["report"]), ("search_drop_points", splits["search"])):
+        full = {row["seed"]: row["accuracy_pct"] for row in some if row["method"] == "full"}
+        for method, cut in dict.fromkeys((row["method"], row["cut"]) for row in some):
+            drops = [
+                full[row["seed"]] - row["accuracy_pct"] for row in some
+                if (row["method"], row["cut"]) == (method, cut) and row["seed"] in full
+            ]  # fmt: skip
+            if method in ("teacher", "full") or not drops:
+                continue
+            key = f"{method}.{cut}.{what}"
             figures |= {f"{key}.mean": statistics.fmean(drops), f"{key}.seeds": len(drops)}
             figures[f"{key}.std"] = statistics.stdev(drops) if len(drops) > 1 else 0.0
     return figures
@@ -341,6 +380,7 @@ def main(arguments: Sequence[str]) -> int:
                         bench.pruned(seed, cut)
                 else:
                     bench.elastic(method, seed, wanted.cuts)
+            bench.unchosen(wanted.methods, seed)
         write(bench)
     return 0
 
