@@ -38,8 +38,33 @@ def latency_table(figures: Figures) -> str:
     return "\n".join(lines)
 
 
+_CUTS = {"25": "25.6", "42": "42.6", "53": "53.6", "60": "60", "70": "70"}
+_METHODS = [
+    ("`best`", "best", "drop_points"), ("the paper's recipe", "paper", "drop_points"),
+    ("pruned and distilled alone", "prune_distil", "drop_points"),
+    ("`best`, 12 at random", "best", "search_drop_points"), ("the paper's, 12 at random", "paper", "search_drop_points"),
+    ("pruned and distilled alone, again", "prune_distil", "search_drop_points"),
+]  # fmt: skip
+
+
+def finetune_accuracy(figures: Figures) -> str:
+    """A row a cut: the points lost by each method, mean and spread over seeds."""
+    lines = [f"| multiply-accumulates cut, % | {' | '.join(name for name, _, _ in _METHODS)} |"]
+    lines.append("|---" * (1 + len(_METHODS)) + "|")
+    for cut, shown in _CUTS.items():
+        keys = [f"{method}.{cut}.{what}" for _, method, what in _METHODS]
+        cells = [
+            f"{figures[f'{key}.mean']:.2f} ± {figures[f'{key}.std']:.2f}" if f"{key}.mean" in figures else "-"
+            for key in keys
+        ]
+        lines.append(f"| {shown} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 #: The tables by the result that they quote.
-TABLES: dict[str, Callable[[Figures], str]] = {"latency_table": latency_table}
+TABLES: dict[str, Callable[[Figures], str]] = {
+    "latency_table": latency_table, "finetune_accuracy_sst2": finetune_accuracy,
+}  # fmt: skip
 
 
 def figures_of(name: str) -> Figures:
