@@ -43,7 +43,8 @@ class Predicted:
     (the percentile that was searched) and the upper end of the interval that 95% of networks are in.
 
     `metric_source` says where the metric comes from: ``predictor``, ``search split`` if it was evaluated there, or
-    ``search split and predictor``, the mean of both; what was measured counts as `values.steadying` has it. `file_bytes` and `memory_bytes` are estimates, see `values.sizes`;
+    ``search split and predictor``, the mean of both; what was measured counts as `values.steadying` has it. `file_bytes`
+    and `memory_bytes` are estimates, see `values.sizes`;
     `elsewhere_ms` holds latencies in other places, (``target:deployment``, ms). None: not predicted.
     """
 

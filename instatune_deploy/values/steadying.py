@@ -39,6 +39,7 @@ def steadied(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     line = min(
         (_falling(distances**power, values) for power in _POWERS), key=lambda on: float(np.square(values - on).sum())
     )
+    line = np.minimum(line, 1.0)  # of every metric 1 is perfect
     departures = float(np.square(values - line).sum()) / (len(places) - 2)
     sizes = np.array([evaluations[i].n for i in places])
     error = np.clip(line * (1 - line), 0.0, None) / sizes
