@@ -45,7 +45,7 @@ RUN = Path("runs/finetune-accuracy")
 #: Shares of the full network's multiply-accumulates that are cut, by the name in the figures.
 CUTS = {"25": 0.256, "42": 0.426, "53": 0.5362, "60": 0.60, "70": 0.70}
 Report = Callable[[str], None]
-#: Of every training and every method alike: bf16 takes half the time on a CPU with AMX.
+#: Of every training and every method alike: bf16 takes two thirds of the time on a CPU with AMX.
 PRECISION = {"bf16": True}
 
 #: What is trained elastically, as changes to the preset ``best``.
