@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks import finetune_accuracy
+from benchmarks import finetune_accuracy, finetune_cells
 from benchmarks.published_linas import PublishedLinas
 from benchmarks.results import write_result
 from benchmarks.simulated_accuracy import SHAPE, Simulation, read_records
@@ -125,7 +125,7 @@ class Real:
 def find_supernet(directory: Path | None, report: Report) -> Supernet:
     """The super-network in a directory, or that of the fine-tuning benchmark."""
     if directory is None:
-        return finetune_accuracy.Bench(Material(SUBJECTS["sst2"]), report).supernet("best", 0)
+        return finetune_cells.Bench(Material(SUBJECTS["sst2"]), report, finetune_accuracy.RUN).supernet("best", 0)
     return load_supernet(directory / "supernet" if (directory / "supernet").is_dir() else directory)
 
 
