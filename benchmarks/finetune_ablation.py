@@ -1,8 +1,8 @@
 """Claim: each ingredient of `best` pays, and what it leaves out does not; and the paper's open questions.
 
 ``python -m benchmarks.finetune_ablation sst2`` (`make bench-setup` first) trains `best` changed in one point at a time, one seed unless
-``--seeds`` says otherwise, keeps each cell in runs/finetune-ablation, and writes results/finetune_ablation_<task>.json after each
-method. Stopped at any point, the same command goes on.
+``--seeds`` says otherwise, and on the first 2,000 training rows unless ``--rows`` does, keeps each cell in runs/finetune-ablation, and
+writes results/finetune_ablation_<task>.json after each method. Stopped at any point, the same command goes on.
 
 One training tells little: the same recipe with other seeds differs by about a point. Figures named ``search`` are the mean of a dozen
 networks that were drawn at random, which leaves the training's own luck but not that of one network.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.finetune_cells import CUTS, VARIANTS, Bench, figures_of
@@ -28,11 +29,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("tasks", nargs="+", choices=[*SUBJECTS])
     parser.add_argument("--methods", nargs="+", choices=[*VARIANTS], default=[*VARIANTS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--rows", type=int, default=2000, help="training rows of every method")
     parser.add_argument("--cuts", nargs="+", choices=[*CUTS], default=["53", "70"])
     wanted = parser.parse_args(arguments)
     quiet_libraries()
     for name in wanted.tasks:
-        bench = Bench(Material(SUBJECTS[name]), progress(), RUN)
+        bench = Bench(
+            Material(replace(SUBJECTS[name], train_rows=wanted.rows)), progress(), RUN / f"{wanted.rows}-rows"
+        )
         for seed in wanted.seeds:
             for method in ("full", *wanted.methods):
                 bench.measure(method, seed, wanted.cuts)
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
 def write(bench: Bench) -> None:
     """Write the result of every cell that was measured: points lost against the distilled full model."""
     claim = (
-        f"On {bench.name}, `best` with one ingredient taken away, added or changed: points lost by sub-networks against the "
+        f"On {bench.name}, {len(bench.data.train)} training rows, `best` with one ingredient taken away, added or changed: points lost by sub-networks against the "
         "distilled full model, and how many more than `best` loses."
     )
     rows = bench.rows()

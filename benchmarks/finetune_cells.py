@@ -95,6 +95,7 @@ class Bench:
     def __init__(self, material: Material, report: Report, run: Path) -> None:
         self.material, self.report, self.root = material, report, run / material.subject.name
         self.name, self.space = material.subject.name, material.space
+        self.key = f"{self.name}, {material.subject.train_rows or 'all'} rows"
         self.data, self.processor = material.data, material.processor
 
     def limit(self, shape: ModelShape, cut: str) -> float:
@@ -121,7 +122,7 @@ class Bench:
         """The plainly fine-tuned full model of a seed, and where it is kept: all methods share it."""
         workspace = Workspace(self.root / f"teacher-{seed}")
         model = fine_tuned(
-            settings, lambda: self.material.load_model(seed), self.data, self.processor, workspace, key=self.name, seed=seed,
+            settings, lambda: self.material.load_model(seed), self.data, self.processor, workspace, key=self.key, seed=seed,
             report=self.report,
         )  # fmt: skip
         return model, workspace
@@ -135,14 +136,14 @@ class Bench:
                 shutil.copytree(shared.path(part), workspace.path(part), dirs_exist_ok=True)
         return finetune(
             settings, lambda: self.material.load_model(seed), self.space_of(method), self.data, self.processor, workspace,
-            key=self.name, seed=seed, report=self.report,
+            key=self.key, seed=seed, report=self.report,
         )  # fmt: skip
 
     def tuned(self, model: PreTrainedModel, space: SearchSpace, architecture: Architecture, seed: int) -> Supernet:
         """One network trained alone from `model`'s weights with the same teacher, for as many epochs as `best`."""
         settings = self.settings("best")
         teacher, workspace = self.teacher(seed, settings)
-        key = content_key(self.name, space.to_dict(), str(architecture))
+        key = content_key(self.key, space.to_dict(), str(architecture))
         network = tune(
             Supernet(model, space), architecture, teacher, settings, self.data, self.processor, workspace,
             key=key, seed=seed, report=self.report,
