@@ -105,7 +105,8 @@ class Bench:
     # -- trainings ------------------------------------------------------------------------------------------------
 
     def settings(self, method: str) -> FinetuneSection:
-        return FinetuneSection.model_validate({**VARIANTS[method], **PRECISION, "teacher": PRECISION})
+        teacher = None if self.material.subject.fine_tuned else PRECISION
+        return FinetuneSection.model_validate({**VARIANTS[method], **PRECISION, "teacher": teacher})
 
     def space_of(self, method: str) -> SearchSpace:
         if method not in SPACES:
@@ -130,7 +131,8 @@ class Bench:
     def supernet(self, method: str, seed: int) -> Supernet:
         """The elastic fine-tuned network of a method and seed."""
         settings, workspace = self.settings(method), Workspace(self.root / f"{method}-{seed}")
-        if settings.needs_teacher and not workspace.path("teacher").exists():
+        trains_teacher = settings.needs_teacher and settings.teacher is not None
+        if trains_teacher and not workspace.path("teacher").exists():
             _, shared = self.teacher(seed, settings)
             for part in ("teacher", ".stages"):
                 shutil.copytree(shared.path(part), workspace.path(part), dirs_exist_ok=True)

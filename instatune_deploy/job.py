@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel
 
 from instatune_deploy.data.dataset import Split, TaskData, open_report_split, open_task_data
 from instatune_deploy.data.processor import Processor
+from instatune_deploy.deployed import DeployedEvaluator
 from instatune_deploy.device.fingerprint import check_target, detect, runtime_versions, usable_deployments
 from instatune_deploy.elastic.pretrained import load_config, load_pretrained, space_for
 from instatune_deploy.elastic.subnetwork import check_space
@@ -38,6 +40,8 @@ from instatune_deploy.workspace import (
 )
 
 Report = Callable[[str], None]
+#: Training rows that quantisation is calibrated on.
+CALIBRATION_ROWS = 128
 
 
 class Job:
@@ -93,6 +97,10 @@ class Job:
             f"search {', '.join(searched.objectives)} by {searched.method}: at most {evaluated} sub-networks evaluated "
             f"on {len(self.data.search)} samples each"
         )
+        if searched.deployed:
+            lines.append(
+                f"evaluate at most {searched.deployed} of them in each other precision of {', '.join(recipe.targets)}"
+            )
         budgets = [f"{budget} on {name}" for name, wanted in recipe.targets.items() for budget in wanted]
         lines.append(f"select, export and confirm on {len(self.report_split)} samples: {', '.join(budgets)}")
         return [*lines, "what the run directory holds of this already is reused"]
@@ -241,6 +249,20 @@ class Job:
             beside=self.supernet.full, report=self.report,
         )  # fmt: skip
 
+    @cached_property
+    def deployed_evaluator(self) -> DeployedEvaluator:
+        """Measures sub-networks on the search split in other precisions than fp32, into the same file."""
+        return DeployedEvaluator(
+            self.supernet, self.data.search, self.processor, metric=self.recipe.metric, path=self.evaluator.path,
+            calibration=lambda: self.calibration, report=self.report,
+        )  # fmt: skip
+
+    @cached_property
+    def calibration(self) -> list[dict[str, np.ndarray]]:
+        """Training inputs in batches, from which quantisation learns how large activations are."""
+        train = self.data.train.rows.select(range(min(CALIBRATION_ROWS, len(self.data.train))))
+        return [inputs for _, inputs in self.processor.batches(train, 8)]
+
     def search(self, targets: Sequence[Target]) -> dict[str, ParetoFront]:
         """The front of every target by its name, kept from before or searched now, all of them in one search.
 
@@ -258,7 +280,8 @@ class Job:
         for group in fronts.groups(missing) if missing else []:
             members = [asked[name] if name in asked else self.target(name) for name in group]
             goals = [fronts.goal(self.tables(member), elsewhere) for member in members]
-            found |= fronts.search(goals, self.evaluator)
+            usable = [deployment for member in members for deployment in usable_deployments(member, detect())[0]]
+            found |= fronts.search(goals, self.evaluator, self.deployed_evaluator, usable)
         return {target.name: found[target.name] for target in targets}
 
     def _elsewhere(self, places: Sequence[str]) -> dict[str, LatencyTable]:

@@ -34,8 +34,6 @@ from instatune_deploy.workspace import (
 )
 
 RECIPE_FILE = "recipe.yaml"
-#: Training rows that quantisation is calibrated on.
-CALIBRATION_ROWS = 128
 
 
 def run(recipe: Recipe, workspace: Workspace, report: Report) -> list[Selection]:
@@ -261,11 +259,9 @@ def export_network(
     """
     rows = job.data.search.rows.select(range(min(32, len(job.data.search))))
     _, samples = next(job.processor.batches(rows, 32))
-    train = job.data.train.rows.select(range(min(CALIBRATION_ROWS, len(job.data.train))))
-    calibration = [inputs for _, inputs in job.processor.batches(train, 8)]
     job.report(f"exporting {architecture} for {deployment.name}")
     return export(
-        job.tuned(architecture, tune_epochs) if tune_epochs else job.supernet.extract(architecture), architecture, deployment, job.shape, job.processor, samples, calibration,
+        job.tuned(architecture, tune_epochs) if tune_epochs else job.supernet.extract(architecture), architecture, deployment, job.shape, job.processor, samples, job.calibration,
         directory,
         target=target.name, metric=job.recipe.metric, predicted=predicted,
     )  # fmt: skip

@@ -8,11 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from instatune_deploy.deployed import DeployedEvaluator
 from instatune_deploy.errors import UsageError
 from instatune_deploy.stages.evaluate import Evaluator
 from instatune_deploy.stages.predict import AccuracyPredictor, fit_predictor
 from instatune_deploy.stages.search import RoundReport, SearchSettings, search
 from instatune_deploy.values.costs import Costs, Goal
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import Evaluation, ParetoFront
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import ModelShape
@@ -70,14 +72,27 @@ class Fronts:
         first = owned if set(owned) & set(missing) else []
         return [names for names in (first, [name for name in missing if name not in first]) if names]
 
-    def search(self, goals: Sequence[Goal], evaluator: Evaluator) -> dict[str, ParetoFront]:
-        """Search and keep the front of each goal, by its target's name."""
+    def search(
+        self,
+        goals: Sequence[Goal],
+        evaluator: Evaluator,
+        deployed: DeployedEvaluator,
+        deployments: Sequence[Deployment],
+    ) -> dict[str, ParetoFront]:
+        """Search and keep the front of each goal, by its target's name.
+
+        Args:
+            deployed: evaluates networks in other precisions than fp32.
+            deployments: those of the goals that this machine can run.
+        """
         names = [goal.costs.target for goal in goals]
         evaluates = self._owner() == self._claim(names)
         chosen = self.recipe.search.model_dump(exclude={"objectives", "limits"})
         found = search(
             self.space, goals, evaluate=(lambda wanted: evaluator(wanted, report=self.report)) if evaluates else None,
-            fit=self._fit, evaluations=[] if evaluates else list(evaluator.known.values()),
+            deploy=(lambda wanted: deployed(wanted, deployments)) if evaluates else None,
+            fit=self._fit,
+            evaluations=[] if evaluates else [*evaluator.known.values(), *deployed.known.values()],
             settings=SearchSettings(**chosen), seed=self.recipe.seed, on_round=self._report_round,
         )  # fmt: skip
         self._keep_predictor(found.evaluations)

@@ -207,7 +207,11 @@ TARGET = {
     "name": "cpu-test",
     "description": "any CPU",
     "device": "cpu",
-    "deployments": [{"runtime": "onnxruntime"}, {"runtime": "openvino"}],
+    "deployments": [
+        {"runtime": "onnxruntime"},
+        {"runtime": "openvino"},
+        {"runtime": "onnxruntime", "precision": "int8"},
+    ],
 }
 
 
@@ -232,7 +236,7 @@ def write_project(directory: Path, task: str = "text-classification") -> Path:
             "teacher": {"epochs": 5, "learning_rate": 3.0e-3}, "epochs": 2, "learning_rate": 2.0e-3, "gamma": "on",
             "importance_rows": 64,
         },
-        "search": {"warm_start": 8, "rounds": 2, "batch": 4, "population": 20, "generations": 5},
+        "search": {"warm_start": 8, "rounds": 2, "batch": 4, "population": 20, "generations": 5, "deployed": 2},
         "profile": {"heldout": 3, "seconds": 1, "confirm_seconds": 1, "wait_seconds": 0},
         "targets": {"cpu-test": ["90%"]},
     }  # fmt: skip

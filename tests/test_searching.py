@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -40,11 +41,21 @@ class FakeEvaluator:
         return [self.known[a] for a in architectures]
 
 
+class FakeDeployed:
+    """No network is evaluated in another precision."""
+
+    known: ClassVar[dict[object, Evaluation]] = {}
+
+    def __call__(self, *_: object) -> list[Evaluation]:
+        return []
+
+
 class Run:
     """A run directory and the targets that it knows."""
 
     def __init__(self, directory: Path, make_table: Callable[..., LatencyTable], recipe: Recipe = RECIPE) -> None:
         self.workspace, self.recipe, self.evaluator = Workspace(directory), recipe, FakeEvaluator()
+        self.deployed = FakeDeployed()
         self.fronts = Fronts(recipe, self.workspace, lambda line: None, "key", SPACE, SHAPE)
         self.tables = {
             name: replace(make_table(SPACE, ms=ms), target=name) for name, ms in (("a", 1), ("b", 2), ("c", 3))
@@ -58,7 +69,7 @@ class Run:
         before = len(self.evaluator.known)
         missing = [name for name in names if self.fronts.kept(self.goal(name)) is None]
         for group in self.fronts.groups(missing) if missing else []:
-            self.fronts.search([self.goal(name) for name in group], self.evaluator)  # type: ignore[arg-type]
+            self.fronts.search([self.goal(name) for name in group], self.evaluator, self.deployed, [])  # type: ignore[arg-type]
         return len(self.evaluator.known) - before
 
     def files(self) -> dict[str, bytes]:

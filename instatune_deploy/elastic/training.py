@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.modeling_utils import no_init_weights
 from transformers.trainer import TRAINER_STATE_NAME
@@ -17,12 +18,15 @@ from transformers.trainer_callback import PrinterCallback
 
 from instatune_deploy.data.dataset import Split
 from instatune_deploy.data.processor import Processor
+from instatune_deploy.elastic.compiling import compiled
 from instatune_deploy.elastic.drawing import Drawer, DrawSettings
+from instatune_deploy.elastic.families import axis_map
 from instatune_deploy.elastic.losses import ElasticLoss
 from instatune_deploy.elastic.optimizer import RateSettings, WeightAverage
 from instatune_deploy.elastic.processes import is_main_process, process_count
-from instatune_deploy.elastic.subnetwork import CONFIG_KEY, build_subnetwork, load_state
-from instatune_deploy.elastic.trainer import ElasticTrainer, KeepDrawer
+from instatune_deploy.elastic.subnetwork import CONFIG_KEY, build_subnetwork, layer_list, load_state
+from instatune_deploy.elastic.supernet import Supernet
+from instatune_deploy.elastic.trainer import DistillingTrainer, ElasticTrainer, KeepDrawer
 from instatune_deploy.errors import UsageError
 from instatune_deploy.values.macs import ModelShape
 from instatune_deploy.values.recipe import FinetuneSection, TrainingSection
@@ -88,9 +92,11 @@ def trainer_arguments(
     }  # fmt: skip
 
 
-def train(trainer: Trainer, checkpoints: Path, report: Report, *, ema_decay: float = 0.0) -> None:
+def train(
+    trainer: Trainer, checkpoints: Path, report: Report, *, ema_decay: float = 0.0, compile_layers: bool = False
+) -> None:
     """Train to the end, from the last whole checkpoint if there is one; the weights are then the trained ones, or their
-    moving mean if `ema_decay` is not 0.
+    moving mean if `ema_decay` is not 0. With `compile_layers`, layers run compiled meanwhile.
 
     Raises:
         TrainingError: the loss became infinite or not a number; the checkpoints stay.
@@ -106,7 +112,17 @@ def train(trainer: Trainer, checkpoints: Path, report: Report, *, ema_decay: flo
         trainer.add_callback(WeightAverage(trained, ema_decay, last))
     if drawer is not None:
         trainer.add_callback(KeepDrawer(drawer, last))
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    with compiled(_layers(trainer)) if compile_layers else nullcontext():
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+
+
+def _layers(trainer: Trainer) -> list[nn.Module]:
+    """The layers of every network that a trainer runs."""
+    trained: Any = trainer.model
+    networks = [trained.model if isinstance(trained, Supernet) else trained]
+    if isinstance(trainer, DistillingTrainer) and trainer.teacher is not None:
+        networks.append(trainer.teacher)
+    return [layer for network in networks for layer in layer_list(network, axis_map(network.config.model_type))]
 
 
 def _last_whole(checkpoints: Path, needed: list[str]) -> Path | None:

@@ -75,15 +75,11 @@ def export(
         network.save_pretrained(draft)
         processor.save(draft)
         export_onnx(network, tensors, draft / ONNX, outputs=processor.head.outputs)
-        image = any(tensor.is_floating_point() for tensor in tensors.values())
         files = {ONNX: Deployment("onnxruntime"), IR: Deployment("openvino")}
         own = get_runtime(deployment.runtime).model_file(deployment)
         files.setdefault(own, deployment)
-        for file in files:
-            if file == own and deployment.runtime == "torch":
-                export_torch(network, tensors, draft / file, precision=deployment.precision)
-            else:
-                lower(draft, file, calibration, image=image)
+        for how in files.values():
+            write_file(network, tensors, draft, how, calibration)
         parity = {
             file: _check_parity(draft / file, how, samples, expected, processor.head) for file, how in files.items()
         }
@@ -96,6 +92,27 @@ def export(
         )  # fmt: skip
         manifest.write(draft)
     return Artifact(directory, Manifest.read(directory))
+
+
+def write_file(
+    network: PreTrainedModel, tensors: dict[str, torch.Tensor], folder: Path, deployment: Deployment,
+    calibration: Sequence[dict[str, np.ndarray]],
+) -> Path:  # fmt: skip
+    """The file of a network that a deployment loads, made from the ``model.onnx`` in `folder` unless it is torch's.
+
+    Args:
+        tensors: inputs by name, batch first, to trace torch's file with.
+        calibration: real training inputs, batches of them, from which quantisation learns how large activations are.
+
+    Raises:
+        ArtifactError: the network cannot be converted or quantised.
+    """
+    path = folder / get_runtime(deployment.runtime).model_file(deployment)
+    if deployment.runtime == "torch":
+        export_torch(network, tensors, path, precision=deployment.precision)
+        return path
+    image = any(tensor.is_floating_point() for tensor in tensors.values())
+    return lower(folder, path.name, calibration, image=image)
 
 
 def _check_parity(

@@ -73,7 +73,7 @@ def finetune(
         teacher if settings.gamma != "off" else None, rates=rates_of(settings),
         **trainer_arguments(settings, data.train, processor, checkpoints, seed, report),
     )  # fmt: skip
-    train(trainer, checkpoints, report, ema_decay=settings.ema_decay)
+    train(trainer, checkpoints, report, ema_decay=settings.ema_decay, compile_layers=settings.compile_layers)
     if is_main_process():
         with new_directory(path) as draft:
             save_supernet(supernet, draft)
@@ -100,7 +100,7 @@ def fine_tuned(
     checkpoints = workspace.path(".checkpoints", f"teacher-{key}")
     report(f"fine-tuning the full model: {settings.teacher.epochs:g} epochs of {len(data.train)} samples")
     arguments = trainer_arguments(settings.teacher, data.train, processor, checkpoints, seed, report)
-    train(BucketTrainer(model=model, **arguments), checkpoints, report)
+    train(BucketTrainer(model=model, **arguments), checkpoints, report, compile_layers=settings.teacher.compile_layers)
     if is_main_process():
         with new_directory(path) as draft:
             model.save_pretrained(draft)

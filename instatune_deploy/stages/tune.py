@@ -48,7 +48,7 @@ def tune(
         kept=supernet.space.kept_layers(architecture.depth), rates=rates_of(settings),
         **trainer_arguments(settings, data.train, processor, checkpoints, seed, report),
     )  # fmt: skip
-    train(trainer, checkpoints, report, ema_decay=settings.ema_decay)
+    train(trainer, checkpoints, report, ema_decay=settings.ema_decay, compile_layers=settings.compile_layers)
     with new_directory(path) as draft:
         network.save_pretrained(draft)
     workspace.mark_done(stage, key, [path])

@@ -49,6 +49,14 @@ class Deployment:
         return f"{_SHORT.get(self.runtime, self.runtime)}-{self.precision}-{where}{batch}"
 
     @property
+    def arithmetic(self) -> str:
+        """What a network's outputs, and so its metric, depend on: ``fp32``, which all runtimes have alike, or another
+        precision with its runtime, such as ``ov-int8``, as each runtime rounds and quantises in its own way."""
+        return (
+            self.precision if self.precision == "fp32" else f"{_SHORT.get(self.runtime, self.runtime)}-{self.precision}"
+        )
+
+    @property
     def misfit(self) -> str | None:
         """Why no machine can run this, such as a precision that the runtime does not have; None if some can."""
         if self.threads < 1 or self.batch < 1:

@@ -15,7 +15,7 @@ from instatune_deploy.values.space import Architecture
 class Evaluation:
     """A measured task metric: `value` (fraction 0..1) of `architecture` on `n` samples of `split`.
 
-    `precision` is the one of the deployment that it stands for. `computed_in` is the arithmetic it was computed in, which
+    `precision` is `Deployment.arithmetic` of the deployments that it stands for. `computed_in` is what it was computed in, which
     for a deployment in fp32 may be ``bf16``, where that was found to give the same values. `divergence` is how far its
     outputs are from the full network's on the same samples, as `data.heads.Head.divergence` has it; None: not looked at.
     """

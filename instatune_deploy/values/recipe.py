@@ -98,6 +98,7 @@ class TrainingSection(Section):
 
     `bf16` computes in bfloat16 where that is safe (autocast), on GPUs and on CPUs that have it; with
     `gradient_checkpointing` layers are computed again in the backward pass instead of being kept: less memory, more time.
+    `compile_layers` runs them by `torch.compile`, which needs minutes first and a C++ compiler or a GPU's Triton.
     """
 
     epochs: Annotated[float, pydantic.Field(gt=0)] = 3
@@ -108,6 +109,7 @@ class TrainingSection(Section):
     weight_decay: Annotated[float, pydantic.Field(ge=0)] = 0.01
     bf16: bool = False
     gradient_checkpointing: bool = False
+    compile_layers: bool = False
 
 
 PRESETS = Path(__file__).parents[1] / "presets"
@@ -161,6 +163,8 @@ class FinetuneSection(TrainingSection):
             return given
         name = given.get("preset", DEFAULT_PRESET)
         merged = {**read_preset(name), **given, "preset": name}
+        if merged.get("compile_layers") and merged.get("attention_weight"):
+            raise ValueError("compile_layers does not go with attention_weight, which looks into layers")
         teacher = given.get("teacher")
         if isinstance(teacher, dict):
             merged["teacher"] = {**(read_preset(name)["teacher"] or {}), **teacher}
@@ -202,7 +206,9 @@ class SearchSection(Section):
     network, hold for every network of a front. Size and memory are estimates.
 
     ``warm_start + rounds * batch`` sub-networks are evaluated, or, where they are given, `evaluations` or what `minutes`
-    allow; less where the front has not grown in `patience` rounds (0: however long). Between rounds an
+    allow; less where the front has not grown in `patience` rounds (0: however long). `deployed` of them are exported and
+    evaluated in each other precision that the targets have, which says what that costs the rest (0: none are, and
+    precisions are taken to cost nothing until a network is confirmed). Between rounds an
     `inner` genetic search of `population` x `generations` runs on predictions. Other methods than ``linas`` are there to compare it with.
     """
 
@@ -218,6 +224,7 @@ class SearchSection(Section):
     evaluations: PositiveInt | None = None
     minutes: Annotated[float, pydantic.Field(gt=0)] | None = None
     patience: Annotated[int, pydantic.Field(ge=0)] = 3
+    deployed: Annotated[int, pydantic.Field(ge=0)] = 6
 
     def goals(self, metric: str) -> tuple[Objectives, tuple[Limit, ...]]:
         """What is searched for: objectives and limits; `metric` is the task's.

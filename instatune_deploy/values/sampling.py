@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Collection, Iterable, Sequence
 
+from instatune_deploy.values.macs import ModelShape, count_macs
 from instatune_deploy.values.space import Architecture, SearchSpace
 
 
@@ -51,6 +52,16 @@ def random_new(
             seen.add(architecture)
             fresh.append(architecture)
     return fresh
+
+
+def spread_by_macs(shape: ModelShape, architectures: Iterable[Architecture], count: int) -> list[Architecture]:
+    """Up to `count` of `architectures` that are spread evenly over their order by multiply-accumulates, the ends included."""
+    ordered = sorted(architectures, key=lambda a: (count_macs(shape, a), str(a)))
+    if count >= len(ordered):
+        return ordered
+    if count < 2:
+        return ordered[len(ordered) // 2 :][:count]
+    return [ordered[round(i * (len(ordered) - 1) / (count - 1))] for i in range(count)]
 
 
 def fill_up(

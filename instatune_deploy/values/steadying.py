@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from instatune_deploy.values.front import Evaluation
+from instatune_deploy.values.space import Architecture
 
 #: With fewer evaluations that say a distance, none is changed.
 LEAST = 8
@@ -21,7 +22,10 @@ _POWERS = (0.5, 1.0, 2.0)
 
 
 def steadied(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
-    """The same evaluations with steadier values, in the same order; those that say no `divergence` stay as they are.
+    """The same evaluations with steadier values, in the same order.
+
+    Those that say no `divergence` stay as they are, but for those of a network in another precision: they move with the
+    network's own, so that what the precision costs stays as it was measured.
 
     A line in a power of the divergence, never rising, is fitted to the values. What a network's value departs from it by
     is partly the network's own and partly sampling error, ``value * (1 - value) / n`` for a share of n samples; the
@@ -45,8 +49,14 @@ def steadied(evaluations: Sequence[Evaluation]) -> list[Evaluation]:
     error = np.clip(line * (1 - line), 0.0, None) / sizes
     own = 0.0 if departures <= 0 else max(0.0, 1 - float(error.mean()) / departures)
     found = list(evaluations)
+    moved: dict[Architecture, float] = {}
     for place, value in zip(places, (line + own * (values - line)).tolist(), strict=True):
         found[place] = replace(evaluations[place], value=value)
+        moved[evaluations[place].architecture] = value - evaluations[place].value
+    for place, evaluation in enumerate(evaluations):
+        if evaluation.divergence is None and evaluation.architecture in moved:
+            value = min(evaluation.value + moved[evaluation.architecture], 1.0)
+            found[place] = replace(evaluation, value=value)
     return found
 
 

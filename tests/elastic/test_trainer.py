@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +163,25 @@ def test_cheaper_ways_to_train_give_the_same_losses(tmp_path: Path, changes: dic
     cheaper = trainer_for(tmp_path / "b", [], changes=changes)
     cheaper.train()
     assert losses(cheaper) == pytest.approx(losses(plain), rel=tolerance)
+
+
+def test_compiled_layers_give_the_same_losses_from_few_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What PyTorch makes of a graph is its own matter; that all sub-networks get along with few is ours."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    # PyTorch says nothing of what a compiled dropout draws.
+    plain, compiled = (trainer_for(tmp_path / name, [], dropout=0.0, changes={"max_steps": 6}) for name in "ab")
+    train(plain, tmp_path / "a", lambda line: None)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    train(compiled, tmp_path / "b", lambda line: None, compile_layers=True)
+    assert losses(compiled) == pytest.approx(losses(plain), rel=1e-5)
+    layers = len(compiled.supernet.layers)
+    assert layers <= len(graphs) <= 12 * layers
+    assert not any("forward" in vars(layer) for layer in compiled.supernet.layers)
 
 
 def test_networks_one_after_the_other_give_the_gradients_of_the_whole_loss(tmp_path: Path) -> None:

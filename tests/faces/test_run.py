@@ -83,7 +83,7 @@ def test_a_run_ends_with_an_artifact_that_keeps_to_its_budget(run: Path) -> None
     manifest = json.loads((run / selection.artifact / "instatune.json").read_text())
     assert manifest["measured"]["p50_ms"] == selection.measured.p50_ms
     assert manifest["architecture"] == selection.architecture
-    assert set(manifest["parity"]) == {"model.onnx", "openvino_model.xml"}
+    assert {"model.onnx", "openvino_model.xml"} <= set(manifest["parity"])
     names = {
         "config.json",
         "model.onnx",
@@ -217,6 +217,16 @@ def test_search_prints_the_front(project: Path, run: Path) -> None:
     assert "reused" not in kept.err
     shown = call(project, "search", "--run", str(run), "--front")
     assert "front of latency, macs, metric" in " ".join(shown.out.split())
+
+
+def test_some_networks_are_evaluated_as_they_are_deployed(run: Path) -> None:
+    lines = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    int8 = [line for line in lines if line["precision"] == "ort-int8"]
+    assert 1 <= len(int8) <= 2
+    assert all((line["split"], line["n"], line["computed_in"]) == ("search", 100, "int8") for line in int8)
+    assert {line["architecture"] for line in int8} <= {line["architecture"] for line in lines if line not in int8}
+    predictor = json.loads((run / "predictor" / "predictor.json").read_text())
+    assert predictor["offsets"]["ort-int8"]["n"] == len(int8)
 
 
 def test_other_objectives_give_another_front_and_evaluate_nothing(project: Path, run: Path) -> None:

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instatune_deploy.errors import ArchitectureError, InfeasibleBudgetError, TableError, UsageError
+from instatune_deploy.stages.predict import AccuracyPredictor, fit_predictor
 from instatune_deploy.stages.search import RoundReport, SearchResult, SearchSettings, search
 from instatune_deploy.stages.search.beliefs import Beliefs
 from instatune_deploy.stages.search.choose import choose
@@ -267,7 +268,7 @@ def test_one_search_serves_several_targets_and_evaluates_nothing_twice(make_tabl
 
 def test_a_deployment_takes_the_metric_measured_in_its_precision(make_table: MakeTable) -> None:
     fp32 = Bench()(list(TINY))
-    bf16 = [replace(e, precision="bf16", value=e.value - 0.25) for e in fp32]
+    bf16 = [replace(e, precision=OV.arithmetic, value=e.value - 0.25) for e in fp32]
     result, _ = run(make_table, space=TINY, evaluations=fp32 + bf16)
     for candidate in result.front.candidates:
         drop = 0.25 if candidate.deployment == OV else 0.0
@@ -277,10 +278,10 @@ def test_a_deployment_takes_the_metric_measured_in_its_precision(make_table: Mak
 
 def test_what_a_precision_costs_counts_where_it_was_not_measured(make_table: MakeTable) -> None:
     class Precise(Truth):
-        precisions = ("fp32", "bf16")
+        precisions = ("fp32", OV.arithmetic)
 
         def predict(self, architectures: Sequence[Architecture], *, precision: str | None = None) -> np.ndarray:
-            return super().predict(architectures) - (0.1 if precision == "bf16" else 0.0)
+            return super().predict(architectures) - (0.1 if precision == OV.arithmetic else 0.0)
 
     for evaluate in (Bench(), None):
         known = Bench()(SPACE.sample(20, seed=1))
@@ -289,6 +290,38 @@ def test_what_a_precision_costs_counts_where_it_was_not_measured(make_table: Mak
         for candidate in result.front.candidates:
             drop = 0.1 if candidate.deployment == OV else 0.0
             assert candidate.predicted.metric == pytest.approx(metric(candidate.architecture) - drop)
+
+
+def test_some_networks_are_evaluated_in_other_precisions_and_the_rest_follow(make_table: MakeTable) -> None:
+    """The first half of them when the search has begun, of every size; the others from the fronts."""
+    deployed: list[list[Architecture]] = []
+
+    def deploy(architectures: list[Architecture]) -> list[Evaluation]:
+        deployed.append(architectures)
+        return [replace(e, precision=OV.arithmetic, value=e.value - 0.2) for e in Bench()(architectures)]
+
+    def fit(evaluations: list[Evaluation]) -> AccuracyPredictor:
+        return fit_predictor(SPACE, evaluations, seed=0)
+
+    settings = replace(FEW, warm_start=12, deployed=5)
+    result, bench = run(make_table, fit=fit, settings=settings, deploy=deploy)
+    first, last = deployed
+    assert len(first) == 3
+    assert len(last) <= 2
+    assert {SPACE.largest, SPACE.smallest} < set(first) < set(bench.asked)
+    assert not set(first) & set(last)
+    assert set(last) <= set(bench.asked)
+    assert [e for e in result.evaluations if e.precision == OV.arithmetic] == [*deploy(first), *deploy(last)]
+    beliefs = Beliefs(fit(result.evaluations), result.evaluations)
+    for architecture in set(bench.asked) - set(first) - set(last):
+        lost = beliefs.metric(architecture, "fp32")[0] - beliefs.metric(architecture, OV.arithmetic)[0]
+        assert lost == pytest.approx(0.2, abs=0.01)
+
+
+def test_nothing_is_deployed_unless_asked_for(make_table: MakeTable) -> None:
+    asked: list[Architecture] = []
+    run(make_table, deploy=lambda architectures: asked.extend(architectures) or [])
+    assert asked == []
 
 
 def test_latency_is_the_percentile_asked_for(make_table: MakeTable) -> None:

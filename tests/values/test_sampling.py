@@ -7,7 +7,8 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from instatune_deploy.values.sampling import fill_up, random_new, warm_start
+from instatune_deploy.values.macs import ModelShape, count_macs
+from instatune_deploy.values.sampling import fill_up, random_new, spread_by_macs, warm_start
 from instatune_deploy.values.space import SearchSpace
 
 SPACE = SearchSpace.homogeneous(4, [2, 3, 4], [1, 2], [16, 32, 64])
@@ -39,3 +40,19 @@ def test_a_warm_start_fills_up_and_holds_the_extremes(space: SearchSpace, n_know
     assert len({*start, *known}) == len(start) + len(known) == max(len(known), min(count, space.size))
     if len(start) >= 2:
         assert {space.largest, space.smallest} <= {*start, *known}
+
+
+@given(spaces, st.integers(1, 20), st.integers(0, 20), seeds)
+def test_what_is_spread_has_the_ends_and_as_many_as_there_are(
+    space: SearchSpace, known: int, count: int, seed: int
+) -> None:
+    shape = ModelShape("bert", 64, 16, 4, 4, 256, 8, fixed_macs=10**5, fixed_parameters=10**4)
+    pool = space.sample(known, seed=seed)
+    chosen = spread_by_macs(shape, pool, count)
+    assert len(chosen) == len(set(chosen)) == min(count, len(pool))
+    assert set(chosen) <= set(pool)
+    macs = [count_macs(shape, a) for a in chosen]
+    assert macs == sorted(macs)
+    if count >= 2:
+        everything = [count_macs(shape, a) for a in pool]
+        assert (macs[0], macs[-1]) == (min(everything), max(everything))

@@ -47,11 +47,23 @@ def test_nearer_is_never_worse_where_samples_are_few() -> None:
 def test_only_values_change_and_only_of_those_that_say_a_distance() -> None:
     rng = np.random.default_rng(2)
     given = measured(rng.uniform(0.6, 0.8, 12), rng.uniform(0, 0.3, 12), 100)
-    silent = [replace(evaluation, divergence=None, precision="int8") for evaluation in given[:3]]
+    silent = [
+        replace(evaluation, divergence=None, architecture=Architecture.parse("1L[1-9]")) for evaluation in given[:3]
+    ]
     found = steadied([*silent, *given])
     assert found[:3] == silent
     assert [replace(one, value=other.value) for one, other in zip(found[3:], given, strict=True)] == given
     assert found[3:] != given
+
+
+def test_what_a_precision_costs_stays_as_it_was_measured() -> None:
+    rng = np.random.default_rng(2)
+    given = measured(rng.uniform(0.6, 0.8, 12), rng.uniform(0, 0.3, 12), 100)
+    int8 = [replace(e, divergence=None, precision="ort-int8", value=e.value - 0.01) for e in given[:3]]
+    found = steadied([*int8, *given])
+    for moved, own in zip(found[:3], found[3:], strict=False):
+        assert own.value - moved.value == pytest.approx(0.01)
+    assert [replace(one, value=other.value) for one, other in zip(found[:3], int8, strict=True)] == int8
 
 
 def test_too_few_or_equal_evaluations_are_left_alone() -> None:

@@ -22,7 +22,7 @@ from instatune_deploy.stages.search.strategies import STRATEGIES, Strategy, Task
 from instatune_deploy.values.budget import Bound, excess, nearest
 from instatune_deploy.values.costs import Goal
 from instatune_deploy.values.front import Candidate, Evaluation, ParetoFront
-from instatune_deploy.values.sampling import random_new, warm_start
+from instatune_deploy.values.sampling import random_new, spread_by_macs, warm_start
 from instatune_deploy.values.space import Architecture, SearchSpace
 
 Evaluate = Callable[[list[Architecture]], list[Evaluation]]
@@ -36,6 +36,7 @@ class SearchSettings:
 
     A fresh search evaluates ``warm_start + rounds * batch`` architectures, or, where that is given, `evaluations`. It ends
     before that after `minutes`, or when the hypervolume has not grown in `patience` rounds (0: never).
+    `deployed` architectures are also evaluated in the other precisions of the targets.
     `inner` (``nsga2`` or ``nsga3``), `population` and `generations` are of genetic searches on predictions and cost no
     evaluation; with method ``nsga2`` the population is what is evaluated a round.
 
@@ -54,10 +55,12 @@ class SearchSettings:
     evaluations: int | None = None
     minutes: float | None = None
     patience: int = 3
+    deployed: int = 0
 
     def __post_init__(self) -> None:
         least = {
             "population": 4, "generations": 1, "rounds": 0, "batch": 1, "warm_start": 2, "evaluations": 1, "patience": 0,
+            "deployed": 0,
         }  # fmt: skip
         for name, smallest in least.items():
             if (value := getattr(self, name)) is not None and value < smallest:
@@ -103,6 +106,7 @@ class SearchResult:
 def search(
     space: SearchSpace, goals: Sequence[Goal], *, evaluate: Evaluate | None, fit: Fit,
     evaluations: Sequence[Evaluation], settings: SearchSettings, seed: int,
+    deploy: Evaluate | None = None,
     strategy: Callable[[Task], Strategy] | None = None, on_round: Callable[[RoundReport], None] | None = None,
 ) -> SearchResult:  # fmt: skip
     """The fronts of one or several goals over architectures and deployments; what is evaluated serves all of them.
@@ -115,6 +119,7 @@ def search(
         goals: one a target. Methods other than ``linas`` go by the first; the fronts are of all.
         evaluate: measures the metric of different architectures, on the search split.
         fit: makes a predictor from all evaluations so far.
+        deploy: measures the metric of architectures in every precision but fp32 of the goals' deployments.
         evaluations: known ones.
         strategy: makes the strategy, if not the one that `settings` name.
         on_round: called after the warm start and after every round.
@@ -150,6 +155,11 @@ def search(
             if settings.evaluations is not None:
                 batch = batch[: settings.evaluations - (len(known) - given)]
             fresh = evaluate(batch) if batch else []
+            if number == 0 and deploy is not None and settings.deployed:
+                some = spread_by_macs(
+                    goals[0].costs.shape, dict.fromkeys([*known, *batch]), math.ceil(settings.deployed / 2)
+                )
+                found.extend(deploy(some))
             predictor = way.predictor
             tau = _rank_agreement(batch, predictor.predict(batch), fresh) if predictor is not None else None
             found.extend(fresh)
@@ -162,6 +172,8 @@ def search(
             late = settings.minutes is not None and time.monotonic() - began >= 60 * settings.minutes
             if spent or late or len(known) >= space.size or _stalled(reports, settings.patience):
                 break
+        if deploy is not None:
+            found.extend(deploy(_of_fronts(task, found, way, settings.deployed // 2)))
     return SearchResult(_fronts(task, found, way, evaluate is None, seed), found, tuple(reports))
 
 
@@ -190,6 +202,14 @@ def _fronts(task: Task, found: list[Evaluation], way: Strategy, predict: bool, s
             candidates += [beliefs.candidate(goal, *point) for point in points if point[0] not in beliefs.measured]
         fronts.append(_kept(goal, beliefs, candidates))
     return tuple(fronts)
+
+
+def _of_fronts(task: Task, found: list[Evaluation], way: Strategy, count: int) -> list[Architecture]:
+    """Up to `count` architectures of the fronts, to look at in other precisions, none of which was."""
+    seen = {evaluation.architecture for evaluation in found if evaluation.precision != "fp32"}
+    fronts = _fronts(task, found, way, False, 0) if count else ()
+    wanted = [c.architecture for front in fronts for c in front.candidates if c.deployment.arithmetic != "fp32"]
+    return spread_by_macs(task.goals[0].costs.shape, [a for a in dict.fromkeys(wanted) if a not in seen], count)
 
 
 def _kept(goal: Goal, beliefs: Beliefs, candidates: Sequence[Candidate]) -> ParetoFront:

@@ -115,7 +115,7 @@ class Beliefs:
 
     def candidate(self, goal: Goal, architecture: Architecture, index: int, *, optimism: float = 0.0) -> Candidate:
         """An architecture in the deployment of table `index`."""
-        precision = goal.costs.tables[index].deployment.precision
+        precision = goal.costs.tables[index].deployment.arithmetic
         metric, source = self.metric(architecture, precision, optimism=optimism)
         return goal.costs.candidate(architecture, index, metric, source)
 
