@@ -47,7 +47,7 @@ SUBJECTS = {
         "cifar10", "benchmarks/models/vit-cifar10", "image-classification",
         DataSection(train="benchmarks/data/cifar10/train.parquet", search_rows=5000, report_rows=5000, shuffle=False),
         {"depths": [5, 6, 7, 8, 9], "heads": [2, 3, 4, 5, 6], "ffn": [192, 384, 576, 768]},
-        train_rows=4000, search_rows=750, fine_tuned=True,  # what hours of two cores allow
+        train_rows=2000, search_rows=750, fine_tuned=True,  # what hours of two cores allow
     ),
 }  # fmt: skip
 

@@ -144,10 +144,10 @@ def bench_artifact(
     machine = detect()
     wanted = _wanted(artifact, deployment, batch, machine)
     files = {"artifact": _file(artifact, wanted)}
-    tokens, inputs = _inputs(artifact, sequence_length, wanted.batch, seed=seed)
+    tokens, inputs = artifact_inputs(artifact, sequence_length, wanted.batch, seed=seed)
     if other is not None:
         files["other"] = _file(other, wanted)
-        theirs = _inputs(other, tokens, wanted.batch, seed=seed)[1]
+        theirs = artifact_inputs(other, tokens, wanted.batch, seed=seed)[1]
         if theirs.keys() != inputs.keys() or any(not np.array_equal(theirs[name], inputs[name]) for name in inputs):
             raise UsageError(f"{directory} and {compare} read different inputs, so there is nothing to compare")
     app = find_benchmark_app()
@@ -188,12 +188,21 @@ def _wanted(artifact: Artifact, name: str | None, batch: int | None, machine: Ma
         raise UnknownNameError("deployment", str(name), _runnable(artifact))
     if batch is not None:
         found = replace(found, batch=batch)
-    check_deployment(get_runtime(found.runtime), found)
-    computes_bf16 = any("bf16" in instructions for instructions in machine.instruction_sets)
-    if found.device == "cpu" and found.precision == "bf16" and not computes_bf16:
-        # The runtime would emulate it and say nothing.
-        raise TargetError(f"{found.name} needs a CPU that computes in bf16, which {machine.cpu_model} does not")
+    check_machine_runs(found, machine)
     return found
+
+
+def check_machine_runs(deployment: Deployment, machine: Machine) -> None:
+    """Make sure that this machine can run a deployment.
+
+    Raises:
+        TargetError: it cannot; says what it lacks.
+    """
+    check_deployment(get_runtime(deployment.runtime), deployment)
+    computes_bf16 = any("bf16" in instructions for instructions in machine.instruction_sets)
+    if deployment.device == "cpu" and deployment.precision == "bf16" and not computes_bf16:
+        # The runtime would emulate it and say nothing.
+        raise TargetError(f"{deployment.name} needs a CPU that computes in bf16, which {machine.cpu_model} does not")
 
 
 def _runnable(artifact: Artifact) -> list[str]:
@@ -222,10 +231,14 @@ def _file(artifact: Artifact, deployment: Deployment) -> Path:
     return path
 
 
-def _inputs(
+def artifact_inputs(
     artifact: Artifact, sequence_length: int | None, batch: int, *, seed: int
 ) -> tuple[int | None, dict[str, np.ndarray]]:
-    """Tokens of a text (None for images), and a batch by input name."""
+    """Tokens of a text (None for images), and a batch of synthetic inputs by name.
+
+    Raises:
+        UsageError: the artifact reads no texts of that length, or does not say which it was made for.
+    """
     config: PretrainedConfig = load_config(str(artifact.directory))
     if axis_map(config.model_type).inputs == "image":
         if sequence_length is not None:

@@ -75,13 +75,11 @@ def export(
         network.save_pretrained(draft)
         processor.save(draft)
         export_onnx(network, tensors, draft / ONNX, outputs=processor.head.outputs)
-        files = {ONNX: Deployment("onnxruntime"), IR: Deployment("openvino")}
-        own = get_runtime(deployment.runtime).model_file(deployment)
-        files.setdefault(own, deployment)
+        files = file_deployments(deployment)
         for how in files.values():
             write_file(network, tensors, draft, how, calibration)
         parity = {
-            file: _check_parity(draft / file, how, samples, expected, processor.head) for file, how in files.items()
+            file: check_parity(draft / file, how, samples, expected, processor.head) for file, how in files.items()
         }
         manifest = Manifest(
             architecture=str(architecture), task=processor.task, metric=metric, target=target,
@@ -92,6 +90,13 @@ def export(
         )  # fmt: skip
         manifest.write(draft)
     return Artifact(directory, Manifest.read(directory))
+
+
+def file_deployments(own: Deployment) -> dict[str, Deployment]:
+    """The model files of an artifact made for `own`, each with a deployment that loads it: the fp32 ones, and its own."""
+    files = {ONNX: Deployment("onnxruntime"), IR: Deployment("openvino")}
+    files.setdefault(get_runtime(own.runtime).model_file(own), own)
+    return files
 
 
 def write_file(
@@ -115,9 +120,14 @@ def write_file(
     return lower(folder, path.name, calibration, image=image)
 
 
-def _check_parity(
+def check_parity(
     path: Path, deployment: Deployment, samples: dict[str, np.ndarray], expected: Sequence[np.ndarray], head: Head
 ) -> Parity:
+    """What a file's outputs for `samples` are off by from those of the torch network, `expected`.
+
+    Raises:
+        ArtifactError: by over 1e-4 in fp32, or they are no numbers.
+    """
     session = get_runtime(deployment.runtime).load(path, deployment)
     try:
         found = session.run(samples)
