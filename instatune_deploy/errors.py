@@ -16,6 +16,7 @@ InstatuneError                    exit code 1
 |-- MeasurementError              a measurement that failed or gave impossible samples
 |-- TrainingError                 training that diverged or cannot go on
 `-- ArtifactError                 an artifact that is damaged or whose outputs differ
+    `-- PrecisionLossError        an int8 file that loses more than it may
 """
 
 from __future__ import annotations
@@ -99,6 +100,10 @@ class TrainingError(InstatuneError):
 
 class ArtifactError(InstatuneError):
     """An artifact that is damaged, or whose outputs differ from the network it was made of."""
+
+
+class PrecisionLossError(ArtifactError):
+    """An int8 file that loses more of its metric than the accuracy gate allows."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from pathlib import Path
 import yaml
 
 from instatune_deploy.device.fingerprint import check_target, detect
+from instatune_deploy.device.lowering.gate import Gate
 from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.elastic.processes import process_count
-from instatune_deploy.errors import InfeasibleBudgetError, UsageError
+from instatune_deploy.errors import InfeasibleBudgetError, PrecisionLossError, UsageError
 from instatune_deploy.job import Job, Report
-from instatune_deploy.stages.confirm import Confirmation, confirm
+from instatune_deploy.stages.confirm import Confirmation, confirm, measured_metric
 from instatune_deploy.stages.export import Artifact, export, open_artifact
 from instatune_deploy.values.budget import Budget, bounds_of, excess, missed, nearest, shortlist, shown
 from instatune_deploy.values.deployment import Deployment
@@ -95,7 +97,7 @@ def select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sele
         raise UsageError(f"select measures on {target.name}: a budget cannot be on {places[0]}")
     name = f"{percentile}-{budget.file_name}"
     stage = f"select-{target.name}-{name}"
-    key = content_key(job.supernet_key, front.to_list(), budget.text, percentile, job.inputs_key)
+    key = content_key(job.supernet_key, front.to_list(), budget.text, percentile, job.inputs_key, job.recipe.max_drop)
     record_path = workspace.path("selections", f"{target.name}-{name}.json")
     artifact_path = workspace.path("artifacts", target.name, name)
     if workspace.is_done(stage, key):
@@ -110,7 +112,12 @@ def select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sele
     fell: list[tuple[float, Considered]] = []
     for number, candidate in enumerate(choices):
         draft = workspace.path(".drafts", name)
-        attempt = try_candidate(job, target, candidate, budget, reference, draft)
+        try:
+            attempt = try_candidate(job, target, candidate, budget, reference, draft)
+        except PrecisionLossError as error:
+            fell.append((math.inf, Considered.of(candidate, str(error))))
+            job.report(f"{candidate.architecture} on {candidate.deployment.name}: {error}")
+            continue
         if attempt.excess > 0:
             fell.append((attempt.excess, Considered.of(candidate, f"measured {attempt.text}")))
             continue
@@ -157,7 +164,9 @@ def try_candidate(
 ) -> Attempt:
     """Export a candidate into `draft` and measure whether it keeps a budget."""
     deployment, percentile = candidate.deployment, job.recipe.percentile
-    artifact = export_network(job, target, candidate.architecture, deployment, draft, candidate.predicted)
+    artifact = export_network(
+        job, target, candidate.architecture, deployment, draft, candidate.predicted, max_drop=job.recipe.max_drop
+    )
     confirmation = _confirm(job, artifact, reference.artifact, deployment)
     measured, beside_ms = confirmation.measured, confirmation.reference.percentile_ms(percentile)
     # A share is held against the full network as it ran in the same rounds, where both run alike.
@@ -250,20 +259,28 @@ def full_artifact(job: Job, target: Target, front: ParetoFront) -> tuple[Artifac
 
 def export_network(
     job: Job, target: Target, architecture: Architecture, deployment: Deployment, directory: Path,
-    predicted: Predicted | None, *, tune_epochs: float = 0,
+    predicted: Predicted | None, *, tune_epochs: float = 0, max_drop: float | None = None,
 ) -> Artifact:  # fmt: skip
     """The artifact of any architecture of the space, or of the full network, in `directory`.
 
     Args:
         tune_epochs: passes over the training rows for which it is tuned alone first; its weights are then its own.
+        max_drop: the most points that an int8 file may lose against fp32, on the search split; None: whatever it does.
     """
     rows = job.data.search.rows.select(range(min(32, len(job.data.search))))
     _, samples = next(job.processor.batches(rows, 32))
+    gate = None
+    if max_drop is not None:
+        gate = Gate(
+            max_drop / 100,
+            lambda file, how: measured_metric(file, how, job.data.search, job.processor, job.recipe.metric),
+            job.report,
+        )
     job.report(f"exporting {architecture} for {deployment.name}")
     return export(
         job.tuned(architecture, tune_epochs) if tune_epochs else job.supernet.extract(architecture), architecture, deployment, job.shape, job.processor, samples, job.calibration,
         directory,
-        target=target.name, metric=job.recipe.metric, predicted=predicted,
+        target=target.name, metric=job.recipe.metric, predicted=predicted, gate=gate,
     )  # fmt: skip
 
 

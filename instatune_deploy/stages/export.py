@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from instatune_deploy.data.heads.base import Head
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.fingerprint import runtime_versions
+from instatune_deploy.device.lowering.gate import Gate, hold
 from instatune_deploy.device.lowering.onnx import export_onnx
 from instatune_deploy.device.lowering.torch import export_torch
 from instatune_deploy.device.lowering.variants import IR, ONNX, lower
@@ -52,7 +53,7 @@ class Artifact:
 def export(
     network: PreTrainedModel, architecture: Architecture, deployment: Deployment, shape: ModelShape,
     processor: Processor, samples: dict[str, np.ndarray], calibration: Sequence[dict[str, np.ndarray]],
-    directory: Path, *, target: str, metric: str, predicted: Predicted | None,
+    directory: Path, *, target: str, metric: str, predicted: Predicted | None, gate: Gate | None = None,
 ) -> Artifact:  # fmt: skip
     """Write the artifact of a sub-network; `directory` appears only when every file was checked.
 
@@ -62,8 +63,10 @@ def export(
         samples: real inputs by name, batch first, on which the files' outputs are compared with the network's.
         calibration: real training inputs, batches of them, from which quantisation learns how large activations are.
         directory: the artifact; replaced if it exists.
+        gate: what an int8 file may lose; None: whatever it does.
 
     Raises:
+        PrecisionLossError: an int8 file does not pass the gate.
         ArtifactError: a file's outputs differ from the network's by over 1e-4 in fp32, or are no numbers.
     """
     tensors = {name: torch.from_numpy(array) for name, array in samples.items()}
@@ -78,6 +81,10 @@ def export(
         files = file_deployments(deployment)
         for how in files.values():
             write_file(network, tensors, draft, how, calibration)
+        kept: tuple[str, ...] = ()
+        if gate is not None and deployment.precision == "int8":
+            image = any(tensor.is_floating_point() for tensor in tensors.values())
+            kept = hold(draft, deployment, calibration, gate, image=image).names
         parity = {
             file: check_parity(draft / file, how, samples, expected, processor.head) for file, how in files.items()
         }
@@ -87,6 +94,7 @@ def export(
             macs=count_macs(shape, architecture), parameters=count_parameters(shape, architecture),
             parity=parity, predicted=predicted, measured=None, versions=runtime_versions(),
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), files={},
+            kept_fp32=kept,
         )  # fmt: skip
         manifest.write(draft)
     return Artifact(directory, Manifest.read(directory))

@@ -50,6 +50,8 @@ class Manifest:
     versions: dict[str, str]
     date: str
     files: dict[str, str]
+    #: Operations of the int8 file that the accuracy gate keeps in fp32.
+    kept_fp32: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def write(self, directory: Path) -> None:

@@ -272,7 +272,8 @@ class Recipe(Section):
     and the targets' latencies, and written to ``space.yaml`` with the reasons) or choices. `targets` maps each target to its latency budgets:
     ms (``8`` or ``8ms``), or a share (``50%``) of the full network's measured latency on its fastest deployment there.
     A budget may limit more than that, and say what is preferred among networks that keep it: ``8ms, size<=30MB`` or
-    ``loss<=0.5, smallest`` (see `values.budget`). Latencies are of `percentile`.
+    ``loss<=0.5, smallest`` (see `values.budget`). Latencies are of `percentile`. An int8 file may be at most `max_drop` points
+    below the fp32 one on the search split (null: whatever it is): what it is most sensitive in stays fp32 until it is.
     """
 
     name: str = "run"
@@ -287,6 +288,7 @@ class Recipe(Section):
     profile: ProfileSection = ProfileSection()
     targets: dict[str, list[str | float]]
     percentile: Literal["p50", "p90", "p99"] = "p50"
+    max_drop: Annotated[float, pydantic.Field(ge=0)] | None = None
     seed: int = 0
 
     @pydantic.field_validator("metric")

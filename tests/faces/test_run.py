@@ -197,8 +197,8 @@ def test_objectives_and_limits_are_checked_in_one_line(project: Path, run: Path)
     for arguments, code, message in (
         (("--objective", "metric", "--objective", "mcas"), 2, "unknown objective 'mcas'; did you mean 'macs'"),
         (
-            ("--objective", "metric", "--objective", "latency@cpu-test:ort-int8-1t"), 2,
-            "target cpu-test has no latency table for ort-int8-1t; did you mean 'ort-fp32-1t'",
+            ("--objective", "metric", "--objective", "latency@cpu-test:ov-int8-1t"), 2,
+            "target cpu-test has no latency table for ov-int8-1t; did you mean 'ort-int8-1t'",
         ),
         (("--limit", "size<=1kB"), 3, "no network of the space keeps the limits on cpu-test (size at most 0.001 MB); near"),
     ):  # fmt: skip

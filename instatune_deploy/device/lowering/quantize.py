@@ -24,7 +24,7 @@ Calibration = Sequence[dict[str, np.ndarray]]
 _MATRIX_OPS = ["MatMul", "Gemm"]
 
 
-def quantize_onnx_dynamic(source: Path, destination: Path) -> None:
+def quantize_onnx_dynamic(source: Path, destination: Path, *, keep: Sequence[str] = ()) -> None:
     """Write `source` to `destination` with int8 weights; activations are quantised run by run, by what they hold.
 
     For text: padding and length change what activations hold from call to call, and nothing needs calibrating. Only
@@ -33,6 +33,7 @@ def quantize_onnx_dynamic(source: Path, destination: Path) -> None:
     Args:
         source: an fp32 ONNX file with its weights inside.
         destination: where to write; has either its old content or all of the new.
+        keep: of `products`, those that stay fp32.
 
     Raises:
         ArtifactError: the file is unreadable or has no matrix products to quantise.
@@ -41,11 +42,18 @@ def quantize_onnx_dynamic(source: Path, destination: Path) -> None:
 
     with _onnx_draft(source, destination) as (readable, draft):
         quantize_dynamic(
-            readable, draft, op_types_to_quantize=_MATRIX_OPS, per_channel=True, weight_type=QuantType.QInt8
+            readable,
+            draft,
+            op_types_to_quantize=_MATRIX_OPS,
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=_named_by_quantiser(keep),
         )
 
 
-def quantize_onnx_static(source: Path, destination: Path, calibration: Calibration) -> None:
+def quantize_onnx_static(
+    source: Path, destination: Path, calibration: Calibration, *, keep: Sequence[str] = ()
+) -> None:
     """Write `source` to `destination` with int8 weights and activations whose ranges `calibration` shows (QDQ format).
 
     For images, whose activations keep their ranges. Inputs of matrix products and convolutions are quantised, their
@@ -55,6 +63,7 @@ def quantize_onnx_static(source: Path, destination: Path, calibration: Calibrati
         source: an fp32 ONNX file with its weights inside.
         destination: where to write; has either its old content or all of the new.
         calibration: samples, each inputs by name, batch first; those the network does not have are ignored.
+        keep: of `products`, those that stay fp32.
 
     Raises:
         ArtifactError: the file is unreadable, has nothing to quantise, or cannot run on a sample; or there is none.
@@ -69,6 +78,7 @@ def quantize_onnx_static(source: Path, destination: Path, calibration: Calibrati
             _calibration_reader(readable, calibration),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=quantized_ops,
+            nodes_to_exclude=_named_by_quantiser(keep),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -77,7 +87,9 @@ def quantize_onnx_static(source: Path, destination: Path, calibration: Calibrati
         )
 
 
-def quantize_openvino(source_xml: Path, destination_xml: Path, calibration: Calibration, *, fast: bool = False) -> None:
+def quantize_openvino(
+    source_xml: Path, destination_xml: Path, calibration: Calibration, *, fast: bool = False, keep: Sequence[str] = ()
+) -> None:
     """Write the IR `source_xml` to `destination_xml` (weights beside it, same stem, ``.bin``), quantised by NNCF.
 
     Post-training quantisation for transformers: SmoothQuant, ranges from `calibration`, biases corrected.
@@ -88,6 +100,7 @@ def quantize_openvino(source_xml: Path, destination_xml: Path, calibration: Cali
         calibration: samples, each inputs by name, batch first; those the network does not have are ignored.
         fast: look at the first sample only and correct no biases. The graph is the same and so is its latency, only
             less accurate: for networks whose weights are random anyway.
+        keep: of `products`, those that stay fp32.
 
     Raises:
         ArtifactError: the IR is unreadable, has nothing to quantise, or cannot run on a sample; or there is none.
@@ -98,7 +111,9 @@ def quantize_openvino(source_xml: Path, destination_xml: Path, calibration: Cali
     draft = destination_xml.with_name(f".{destination_xml.stem}.partial.xml")
     try:
         with _one_line_errors(source_xml, calibration), _quiet_nncf():
-            openvino.save_model(_nncf_quantize(source_xml, calibration, fast=fast), draft, compress_to_fp16=False)
+            openvino.save_model(
+                _nncf_quantize(source_xml, calibration, fast=fast, keep=keep), draft, compress_to_fp16=False
+            )
         # Weights first: who finds the .xml finds a complete network.
         os.replace(draft.with_suffix(".bin"), destination_xml.with_suffix(".bin"))
         os.replace(draft, destination_xml)
@@ -107,7 +122,7 @@ def quantize_openvino(source_xml: Path, destination_xml: Path, calibration: Cali
         draft.with_suffix(".bin").unlink(missing_ok=True)
 
 
-def _nncf_quantize(source_xml: Path, calibration: Calibration, *, fast: bool) -> Any:
+def _nncf_quantize(source_xml: Path, calibration: Calibration, *, fast: bool, keep: Sequence[str]) -> Any:
     """The quantised `openvino.Model`."""
     import nncf
     import openvino
@@ -120,11 +135,51 @@ def _nncf_quantize(source_xml: Path, calibration: Calibration, *, fast: bool) ->
         nncf.Dataset(samples),
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(samples),
+        ignored_scope=nncf.IgnoredScope(names=list(keep)) if keep else None,
         advanced_parameters=nncf.AdvancedQuantizationParameters(disable_bias_correction=fast),
     )
     if all(op.get_type_name() != "FakeQuantize" for op in quantized.get_ops()):
         raise ArtifactError(f"{source_xml} has nothing that can be quantised")
     return quantized
+
+
+def products(source: Path) -> list[str]:
+    """Names of the operations with weights that quantising a file changes, in the order in which they run.
+
+    Args:
+        source: an fp32 ONNX file or IR.
+
+    Raises:
+        ArtifactError: it is unreadable.
+    """
+    with _one_line_errors(source):
+        return _ir_products(source) if source.suffix == ".xml" else _onnx_products(source)
+
+
+def _named_by_quantiser(names: Sequence[str]) -> list[str]:
+    """ONNX Runtime's quantiser splits a Gemm into a product, of another name, and an addition before it looks at names."""
+    return [*names, *(f"{name}_MatMul" for name in names)]
+
+
+def _ir_products(source: Path) -> list[str]:
+    import openvino
+
+    model = openvino.Core().read_model(source)
+    return [
+        op.get_friendly_name() for op in model.get_ordered_ops()
+        if op.get_type_name() in ("MatMul", "Convolution")
+        and any(value.get_node().get_type_name() == "Constant" for value in op.input_values())
+    ]  # fmt: skip
+
+
+def _onnx_products(source: Path) -> list[str]:
+    import onnx
+
+    graph = onnx.load(source).graph
+    weights = {weight.name for weight in graph.initializer}
+    return [
+        node.name for node in graph.node if node.op_type in (*_MATRIX_OPS, "Conv") and weights.intersection(node.input)
+    ]
 
 
 def _calibration_reader(onnx_path: Path, calibration: Calibration) -> Any:

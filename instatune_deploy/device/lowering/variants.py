@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from instatune_deploy.device.lowering.half import to_fp16
@@ -22,7 +23,14 @@ _SOURCES = {_ONNX_INT8: ONNX, _ONNX_FP16: ONNX, IR: ONNX, _IR_INT8: IR}
 FILES = (ONNX, *_SOURCES)
 
 
-def lower(folder: Path, file: str, calibration: Calibration, *, image: bool, fast: bool = False) -> Path:
+def source_of(file: str) -> str | None:
+    """The file that `file` is converted or quantised from; None: it is exported."""
+    return _SOURCES.get(file)
+
+
+def lower(
+    folder: Path, file: str, calibration: Calibration, *, image: bool, fast: bool = False, keep: Sequence[str] = ()
+) -> Path:
     """`file` in `folder`, converted and quantised from the ``model.onnx`` there; what is there already is used.
 
     Args:
@@ -30,6 +38,7 @@ def lower(folder: Path, file: str, calibration: Calibration, *, image: bool, fas
         calibration: samples, each inputs by name, batch first; those the network does not have are ignored.
         image: whether the network takes images: ONNX Runtime's int8 is then static, else dynamic.
         fast: quantise OpenVINO's file for its latency alone, see `quantize_openvino`.
+        keep: of the operations that `file` would quantise, those that stay fp32, by their names in `source_of(file)`.
 
     Raises:
         ArtifactError: a file cannot be converted or quantised, or there is no ``model.onnx``.
@@ -43,9 +52,9 @@ def lower(folder: Path, file: str, calibration: Calibration, *, image: bool, fas
     elif file == _ONNX_FP16:
         to_fp16(source, path)
     elif file == _IR_INT8:
-        quantize_openvino(source, path, calibration, fast=fast)
+        quantize_openvino(source, path, calibration, fast=fast, keep=keep)
     elif image:
-        quantize_onnx_static(source, path, calibration)
+        quantize_onnx_static(source, path, calibration, keep=keep)
     else:
-        quantize_onnx_dynamic(source, path)
+        quantize_onnx_dynamic(source, path, keep=keep)
     return path

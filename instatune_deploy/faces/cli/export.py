@@ -21,6 +21,14 @@ def export(
     tune_epochs: Annotated[
         float, typer.Option(min=0, help="Tune it alone for so many passes over the training data first; 0: do not.")
     ] = 0,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Points that an int8 file may lose against fp32 on the search split: what it is most sensitive in stays "
+            "fp32 until it does; default: the recipe's.",
+        ),
+    ] = None,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -44,7 +52,16 @@ def export(
         raise UnknownNameError("deployment", deployment, known)
     chosen = known[deployment] if deployment else wanted.deployments[0]
     network = job.supernet.full if architecture == "full" else Architecture.parse(architecture)
-    artifact = export_network(job, wanted, network, chosen, out, None, tune_epochs=tune_epochs)
+    artifact = export_network(
+        job,
+        wanted,
+        network,
+        chosen,
+        out,
+        None,
+        tune_epochs=tune_epochs,
+        max_drop=job.recipe.max_drop if max_drop is None else max_drop,
+    )
     if confirm:
         artifact = confirmed(job, artifact)
     measured = artifact.manifest.measured
