@@ -201,7 +201,10 @@ class FullNetwork:
         the same table predicts, and a loss is against the metric that the search knows."""
         if objective.kind == "metric":
             largest = self.job.supernet.space.largest
-            known = [c.predicted.metric for c in self.front.candidates if c.architecture == largest]
+            known = [
+                c.predicted.metric for c in self.front.candidates
+                if c.architecture == largest and c.deployment.arithmetic == "fp32"
+            ]  # fmt: skip
             return max(known) if known else self.job.evaluator([largest])[0].value
         if objective.kind == "latency":
             return self.predicted_ms.get(self.artifact.manifest.deployment.name, self.measured(objective))

@@ -130,4 +130,4 @@ class Goal:
         the largest network in its costliest deployment."""
         reference = [1.0 if objective.kind == "metric" else REFERENCE for objective in self.objectives]
         front = ParetoFront.of(candidates, self.objectives).candidates
-        return hypervolume(self.scaled(front).tolist(), reference) / float(np.prod(reference))
+        return hypervolume(self.scaled(front), reference) / float(np.prod(reference))

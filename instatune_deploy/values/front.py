@@ -6,6 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import moocore
+import numpy as np
+import numpy.typing as npt
+
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.objectives import DEFAULT, Objectives, parse_objectives
 from instatune_deploy.values.space import Architecture
@@ -111,21 +115,10 @@ def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
     return all(a <= b for a, b in zip(first, second, strict=True)) and tuple(first) != tuple(second)
 
 
-def hypervolume(points: Iterable[Sequence[float]], reference: Sequence[float]) -> float:
-    """Volume that `points` dominate below `reference`; every objective is to be made small.
-
-    Exact, by slicing the last objective; meant for the few dozen points of a front.
-    """
-    inside = {tuple(p) for p in points if all(a < b for a, b in zip(p, reference, strict=True))}
-    if not inside:
-        return 0.0
-    if len(reference) == 1:
-        return reference[0] - min(p[0] for p in inside)
-    levels = sorted({p[-1] for p in inside}) + [reference[-1]]
-    return sum(
-        (above - level) * hypervolume([p[:-1] for p in inside if p[-1] <= level], reference[:-1])
-        for level, above in zip(levels, levels[1:], strict=False)
-    )
+def hypervolume(points: npt.ArrayLike, reference: npt.ArrayLike) -> float:
+    """Volume that `points`, shape ``(n, objectives)``, dominate below `reference`; every objective is to be made small."""
+    array = np.asarray(points, dtype=np.float64)
+    return float(moocore.hypervolume(array, ref=np.asarray(reference))) if len(array) else 0.0
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import moocore
 import numpy as np
 
 from instatune_deploy.stages.search.beliefs import Beliefs
 from instatune_deploy.values.budget import excess
 from instatune_deploy.values.costs import REFERENCE, Goal
-from instatune_deploy.values.front import ParetoFront
+from instatune_deploy.values.front import ParetoFront, hypervolume
 from instatune_deploy.values.space import Architecture
 
 #: Of a batch, the share that is chosen for information alone.
@@ -34,8 +33,8 @@ class _View:
 
     def gain(self, index: int) -> float:
         """What the front's hypervolume would grow by, as a share of it."""
-        before = _hypervolume(self.front, self.reference)
-        after = _hypervolume(np.vstack([self.front, self.points[index]]), self.reference)
+        before = hypervolume(self.front, self.reference)
+        after = hypervolume(np.vstack([self.front, self.points[index]]), self.reference)
         return (after - before) / max(before, NEGLIGIBLE)
 
 
@@ -115,7 +114,3 @@ def _by_information(
 
 def _share(values: np.ndarray) -> np.ndarray:
     return values / max(float(values.max()), NEGLIGIBLE)
-
-
-def _hypervolume(points: np.ndarray, reference: np.ndarray) -> float:
-    return float(moocore.hypervolume(points, ref=reference)) if len(points) else 0.0
