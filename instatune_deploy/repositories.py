@@ -1,0 +1,115 @@
+"""An artifact laid out for a model server: a repository of Triton or of OpenVINO Model Server."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from instatune_deploy.device.lowering.signature import Signature, Tensor, read_signature
+from instatune_deploy.device.runtimes.base import get_runtime
+from instatune_deploy.errors import UnknownNameError, UsageError
+from instatune_deploy.stages.export import Artifact, open_artifact
+from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.workspace import new_directory
+
+#: Samples that a server may put into one call.
+MAX_BATCH = 32
+_TRITON_TYPES = {"int64": "TYPE_INT64", "int32": "TYPE_INT32", "float32": "TYPE_FP32", "float16": "TYPE_FP16"}
+
+
+def write_repository(directory: Path, kind: str, out: Path, *, name: str, max_batch: int = MAX_BATCH) -> Path:
+    """Lay the artifact in `directory` out as a model repository, after its files were checked against their hashes.
+
+    Args:
+        kind: ``triton`` or ``ovms``.
+        out: the repository; must not exist. It appears only when it is complete.
+        name: of the model in it: letters, digits, ``_``, ``-``, ``.``.
+        max_batch: samples that Triton may put into one call.
+
+    Raises:
+        ArtifactError: it is no artifact, or a file was changed.
+        UsageError: `out` exists, the name will not do, or the server has nothing that runs the artifact's deployment.
+        UnknownNameError: there is no such kind.
+    """
+    if kind not in _WRITERS:
+        raise UnknownNameError("repository", kind, _WRITERS)
+    if out.exists():
+        raise UsageError(f"{out} exists already; name a new directory")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UsageError(f"a model cannot be called {name!r}: use letters, digits, _, - and .")
+    artifact = open_artifact(directory)
+    with new_directory(out) as draft:
+        _WRITERS[kind](artifact, draft, name, max_batch)
+    return out
+
+
+def _triton(artifact: Artifact, draft: Path, name: str, max_batch: int) -> None:
+    """NAME/1/model.onnx, or model.xml and model.bin, and NAME/config.pbtxt (Triton's `model_config.proto`)."""
+    deployment = artifact.manifest.deployment
+    backends = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+    if deployment.runtime not in backends or deployment.device not in ("cpu", "cuda"):
+        raise UsageError(f"Triton has no backend for {deployment.name}")
+    file = _copy_model(artifact, draft / name / "1", "model")
+    config = triton_config(name, backends[deployment.runtime], read_signature(file), deployment, max_batch)
+    (draft / name / "config.pbtxt").write_text(config, encoding="utf-8")
+
+
+def triton_config(name: str, backend: str, signature: Signature, deployment: Deployment, max_batch: int) -> str:
+    """The text of a `config.pbtxt`: every size is said, for Triton need not guess; -1 is a size that varies.
+
+    The first size of every tensor is the batch, which Triton adds itself.
+    """
+    if deployment.runtime == "onnxruntime":
+        parameters = {
+            "intra_op_thread_count": str(deployment.threads), "inter_op_thread_count": "1", "execution_mode": "0"
+        }  # fmt: skip
+    else:
+        parameters = {
+            "INFERENCE_NUM_THREADS": str(deployment.threads), "NUM_STREAMS": "1", "PERFORMANCE_HINT": "LATENCY"
+        }  # fmt: skip
+        if deployment.precision == "bf16":
+            parameters["HINT_BF16"] = "YES"
+    kind = "KIND_CPU" if deployment.device == "cpu" else "KIND_GPU"
+    lines = [f'name: "{name}"', f'backend: "{backend}"', f"max_batch_size: {max_batch}"]
+    lines += [f"input {_triton_tensor(tensor)}" for tensor in signature.inputs]
+    lines += [f"output {_triton_tensor(tensor)}" for tensor in signature.outputs]
+    lines += [f"instance_group {{ count: 1 kind: {kind} }}", "dynamic_batching { }"]
+    lines += [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in parameters.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _triton_tensor(tensor: Tensor) -> str:
+    dims = ", ".join(str(size) for size in tensor.dims[1:])
+    return f'{{ name: "{tensor.name}" data_type: {_TRITON_TYPES[tensor.dtype]} dims: [ {dims} ] }}'
+
+
+def _ovms(artifact: Artifact, draft: Path, name: str, max_batch: int) -> None:
+    """NAME/1/model.xml and model.bin, and config.json, which names paths below ``/models``, where the
+    server's container has its repository."""
+    deployment = artifact.manifest.deployment
+    if deployment.runtime != "openvino":
+        raise UsageError(f"OpenVINO Model Server runs OpenVINO, and this artifact was measured on {deployment.name}")
+    _copy_model(artifact, draft / name / "1", "model")
+    options = get_runtime("openvino").options(deployment)
+    model = {
+        "name": name, "base_path": f"/models/{name}", "target_device": deployment.device.upper(),
+        "plugin_config": options,
+    }  # fmt: skip
+    text = json.dumps({"model_config_list": [{"config": model}]}, indent=1)
+    (draft / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _copy_model(artifact: Artifact, folder: Path, stem: str) -> Path:
+    """The file of the artifact's deployment, weights beside it, under the name that servers look for."""
+    source = artifact.model_file()
+    folder.mkdir(parents=True)
+    for part in (source, source.with_suffix(".bin")):
+        if part.is_file():
+            shutil.copyfile(part, folder / f"{stem}{part.suffix}")
+    return folder / f"{stem}{source.suffix}"
+
+
+_WRITERS: dict[str, Callable[[Artifact, Path, str, int], None]] = {"triton": _triton, "ovms": _ovms}
