@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.finetune_cells import CUTS, VARIANTS, Bench, figures_of
-from benchmarks.results import write_result
+from benchmarks.results import RESULTS, write_result
 from benchmarks.tuning_tasks import SUBJECTS, Material
 from instatune_deploy.faces.cli.app import progress, quiet_libraries
 
@@ -37,6 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         bench = Bench(
             Material(replace(SUBJECTS[name], train_rows=wanted.rows)), progress(), RUN / f"{wanted.rows}-rows"
         )
+        bench.restore(RESULTS / f"finetune_ablation_{name}.json")
         for seed in wanted.seeds:
             for method in ("full", *wanted.methods):
                 bench.measure(method, seed, wanted.cuts)
@@ -52,6 +53,7 @@ def write(bench: Bench) -> None:
     )
     rows = bench.rows()
     figures = figures_of(rows)
+    figures["train_rows"] = len(bench.data.train)
     for key in [key for key in figures if key.endswith("drop_points.mean")]:
         method, rest = key.split(".", 1)
         if method != "best" and f"best.{rest}" in figures:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.finetune_cells import CUTS, Bench, figures_of
-from benchmarks.results import write_result
+from benchmarks.results import RESULTS, write_result
 from benchmarks.step_cost import step_cost
 from benchmarks.tuning_tasks import SUBJECTS, Material
 from instatune_deploy.faces.cli.app import progress, quiet_libraries
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     quiet_libraries()
     for name in wanted.tasks:
         bench = Bench(Material(SUBJECTS[name]), progress(), RUN)
+        bench.restore(RESULTS / f"finetune_accuracy_{name}.json")
         for seed in [] if wanted.write else wanted.seeds:
             for method in ("full", *wanted.methods):
                 bench.measure(method, seed, wanted.cuts)
@@ -48,6 +49,7 @@ def write(bench: Bench) -> None:
     cost = bench.kept("step-cost", lambda: [step_cost(bench.name)])[0]
     rows = bench.rows()
     figures = figures_of([row for row in rows if "method" in row])
+    figures["train_rows"] = len(bench.data.train)
     figures |= {key: cost[key] for key in ("step_cost_ratio", "step_memory_ratio")}
     claim = (
         f"On {bench.name}, sub-networks of one elastic fine-tuning by `best` lose less accuracy against the distilled "

@@ -163,6 +163,19 @@ class Bench:
         rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         return rows
 
+    def restore(self, result: Path) -> None:
+        """Take over the cells of a committed result of as many training rows: machines come and go."""
+        if not result.is_file():
+            return
+        found = json.loads(result.read_text(encoding="utf-8"))
+        if found["figures"].get("train_rows", len(self.data.train)) != len(self.data.train):
+            return
+        cells: dict[str, list[dict[str, Any]]] = {}
+        for row in found["rows"]:
+            cells.setdefault(_cell(row), []).append(row)
+        for name, rows in cells.items():
+            self.kept(name, lambda rows=rows: rows)  # type: ignore[misc]
+
     def reference(self, seed: int) -> list[dict[str, Any]]:
         """The full model: the teacher, and the teacher tuned on with itself as teacher, which is what all are held
         against."""
@@ -339,6 +352,16 @@ class Bench:
             "method": method, "seed": seed, "cut": cut, "architecture": str(architecture),
             "macs_cut_pct": 100 * (1 - share), "accuracy_pct": 100 * found.value, "split": split.name, "n": found.n,
         }  # fmt: skip
+
+
+def _cell(row: dict[str, Any]) -> str:
+    """The name of the cell that a row belongs to."""
+    if "method" not in row:
+        return "step-cost"
+    method, seed = row["method"], row["seed"]
+    if row["split"] == "search":
+        return f"search-{method}-{seed}"
+    return f"full-{seed}" if method in ("teacher", "full") else f"{method}-{seed}-{row['cut']}"
 
 
 class _Alone(Supernet):

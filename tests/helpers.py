@@ -32,7 +32,12 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from instatune_deploy.data.dataset import TaskData, open_task_data
+from instatune_deploy.data.processor import Processor
+from instatune_deploy.elastic.pretrained import load_pretrained
+from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.faces.cli import main
+from instatune_deploy.values.recipe import DataSection, Task
 from instatune_deploy.values.space import SearchSpace
 
 
@@ -201,6 +206,19 @@ def write_image_model(directory: Path) -> Path:
     ViTForImageClassification(config).save_pretrained(directory)
     ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(directory)
     return directory
+
+
+def make_text_task(directory: Path) -> tuple[Supernet, TaskData, Processor]:
+    """An untrained super-network that classifies texts, with 70 rows to search on."""
+    task: Task = "text-classification"
+    model = str(write_text_model(directory / "model"))
+    processor = Processor(model, task, 16)
+    section = DataSection(
+        train=str(write_text_data(directory / "t.parquet", 200, seed=0)), search_rows=70, report_rows=10
+    )
+    data = open_task_data(section, task, processor, seed=0)
+    network = load_pretrained(model, task, data.classes, reset_head=False, seed=0)
+    return Supernet(network, SearchSpace.homogeneous(3, [1, 2, 3], [2, 4], [16, 64])), data, processor
 
 
 TARGET = {

@@ -9,20 +9,17 @@ from typing import Any
 import pytest
 
 from instatune_deploy import deployed
-from instatune_deploy.data.dataset import TaskData, open_task_data
+from instatune_deploy.data.dataset import TaskData
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.deployed import DeployedEvaluator
-from instatune_deploy.elastic.pretrained import load_pretrained
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import ArtifactError
 from instatune_deploy.stages.evaluate import Evaluator
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.evaluations import read_evaluations
-from instatune_deploy.values.recipe import DataSection
-from instatune_deploy.values.space import Architecture, SearchSpace
-from tests.helpers import write_text_data, write_text_model
+from instatune_deploy.values.space import Architecture
+from tests.helpers import make_text_task
 
-TASK = "text-classification"
 FP32, ORT_INT8 = Deployment("onnxruntime"), Deployment("onnxruntime", "int8")
 #: As a torch file, bf16 runs on any CPU.
 BF16 = Deployment("torch", "bf16")
@@ -31,15 +28,7 @@ NETWORK = Architecture.parse("2L[4-16 2-64]")
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Supernet, TaskData, Processor]:
-    directory = tmp_path_factory.mktemp("deployed")
-    model = str(write_text_model(directory / "model"))
-    processor = Processor(model, TASK, 16)
-    section = DataSection(
-        train=str(write_text_data(directory / "t.parquet", 200, seed=0)), search_rows=70, report_rows=10
-    )
-    data = open_task_data(section, TASK, processor, seed=0)
-    network = load_pretrained(model, TASK, data.classes, reset_head=False, seed=0)
-    return Supernet(network, SearchSpace.homogeneous(3, [1, 2, 3], [2, 4], [16, 64])), data, processor
+    return make_text_task(tmp_path_factory.mktemp("deployed"))
 
 
 def evaluator(prepared: tuple, path: Path, **options: Any) -> DeployedEvaluator:

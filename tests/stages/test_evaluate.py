@@ -13,7 +13,6 @@ import torch
 
 from instatune_deploy.data.dataset import TaskData, open_task_data
 from instatune_deploy.data.processor import Processor
-from instatune_deploy.elastic.pretrained import load_pretrained
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import UsageError
 from instatune_deploy.stages import evaluate
@@ -22,23 +21,15 @@ from instatune_deploy.stages.evaluate.runs import Arithmetic
 from instatune_deploy.values.evaluations import append_evaluations, read_evaluations
 from instatune_deploy.values.front import Evaluation
 from instatune_deploy.values.recipe import DataSection
-from instatune_deploy.values.space import Architecture, SearchSpace
-from tests.helpers import write_text_data, write_text_model
+from instatune_deploy.values.space import Architecture
+from tests.helpers import make_text_task, write_text_data
 
 TASK = "text-classification"
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Supernet, TaskData, Processor]:
-    directory = tmp_path_factory.mktemp("evaluate")
-    model = str(write_text_model(directory / "model"))
-    processor = Processor(model, TASK, 16)
-    section = DataSection(
-        train=str(write_text_data(directory / "t.parquet", 200, seed=0)), search_rows=70, report_rows=10
-    )
-    data = open_task_data(section, TASK, processor, seed=0)
-    network = load_pretrained(model, TASK, data.classes, reset_head=False, seed=0)
-    return Supernet(network, SearchSpace.homogeneous(3, [1, 2, 3], [2, 4], [16, 64])), data, processor
+    return make_text_task(tmp_path_factory.mktemp("evaluate"))
 
 
 @torch.inference_mode()

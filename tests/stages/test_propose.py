@@ -56,6 +56,9 @@ def auto(tmp_path_factory: pytest.TempPathFactory, make_table: MakeTable) -> Ite
         "profile": {"heldout": 2, "seconds": 0.2, "wait_seconds": 0},
     }
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
+    target = directory / "targets" / "cpu-test.yaml"
+    fp32 = [way for way in TARGET["deployments"] if "precision" not in way]
+    target.write_text(yaml.safe_dump({**TARGET, "deployments": fp32}))
     for runtime in ("onnxruntime", "openvino"):
         table = replace(
             make_table(GRID, Deployment(runtime)),  # type: ignore[arg-type]
