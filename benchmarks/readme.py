@@ -53,12 +53,17 @@ def finetune_accuracy(figures: Figures) -> str:
     lines.append("|---" * (1 + len(_METHODS)) + "|")
     for cut, shown in _CUTS.items():
         keys = [f"{method}.{cut}.{what}" for _, method, what in _METHODS]
-        cells = [
-            f"{figures[f'{key}.mean']:.2f} ± {figures[f'{key}.std']:.2f}" if f"{key}.mean" in figures else "-"
-            for key in keys
-        ]
+        cells = [_mean_and_spread(figures, key) for key in keys]
         lines.append(f"| {shown} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _mean_and_spread(figures: Figures, key: str) -> str:
+    """Over seeds; of one seed there is no spread."""
+    if f"{key}.mean" not in figures:
+        return "-"
+    spread = f" ± {figures[f'{key}.std']:.2f}" if figures[f"{key}.seeds"] > 1 else ""
+    return f"{figures[f'{key}.mean']:.2f}{spread}"
 
 
 _CHANGES = {

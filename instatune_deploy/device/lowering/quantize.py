@@ -1,7 +1,8 @@
 """From fp32 files to int8 files: ONNX Runtime's dynamic and static quantisation, and NNCF's of OpenVINO's IR.
 
 Weights are quantised symmetrically to int8 with one scale an output channel, activations to uint8 with one scale a
-tensor. On CPUs with VNNI such products do not saturate; on older ones with AVX2 alone they can, at extreme values.
+tensor. On CPUs with VNNI such products do not saturate. On x86 CPUs without it sums of two products do where weights are large,
+so files that are quantised for ONNX Runtime on one have weights of 7 bits; NNCF does so by itself.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from instatune_deploy.device.lowering.onnx import quiet
+from instatune_deploy.device.machine_facts import machine_facts
 from instatune_deploy.errors import ArtifactError
 
 Calibration = Sequence[dict[str, np.ndarray]]
@@ -46,6 +48,7 @@ def quantize_onnx_dynamic(source: Path, destination: Path, *, keep: Sequence[str
             draft,
             op_types_to_quantize=_MATRIX_OPS,
             per_channel=True,
+            reduce_range=_saturates(),
             weight_type=QuantType.QInt8,
             nodes_to_exclude=_named_by_quantiser(keep),
         )
@@ -80,6 +83,7 @@ def quantize_onnx_static(
             op_types_to_quantize=quantized_ops,
             nodes_to_exclude=_named_by_quantiser(keep),
             per_channel=True,
+            reduce_range=_saturates(),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
@@ -154,6 +158,13 @@ def products(source: Path) -> list[str]:
     """
     with _one_line_errors(source):
         return _ir_products(source) if source.suffix == ".xml" else _onnx_products(source)
+
+
+def _saturates() -> bool:
+    """Whether this CPU sums products of 8 bits in 16."""
+    machine = machine_facts(())
+    vnni = any("vnni" in instructions for instructions in machine["instruction_sets"])
+    return machine["architecture"] in ("x86_64", "AMD64") and not vnni
 
 
 def _named_by_quantiser(names: Sequence[str]) -> list[str]:
