@@ -22,13 +22,16 @@ FLOORS = {
     "workspace": 2,
     "stages": 3,
     "benching": 4,
+    "deployed": 4,
     "profiling": 4,
-    "searching": 4,
-    "kit": 5,
-    "job": 5,
-    "pipeline": 6,
-    "faces": 7,
-    "__main__": 8,
+    "repositories": 4,
+    "searching": 5,
+    "kit": 6,
+    "job": 6,
+    "pipeline": 7,
+    "verifying": 7,
+    "faces": 8,
+    "__main__": 9,
 }
 SAME_FLOOR = {("data", "values"), ("errors", "")}
 DOORS = {
