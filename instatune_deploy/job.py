@@ -277,10 +277,11 @@ class Job:
                 found[target.name] = kept
         asked = {target.name: target for target in targets}
         missing = [name for name in asked if name not in found]
+        machine = detect()
         for group in fronts.groups(missing) if missing else []:
             members = [asked[name] if name in asked else self.target(name) for name in group]
             goals = [fronts.goal(self.tables(member), elsewhere) for member in members]
-            usable = [deployment for member in members for deployment in usable_deployments(member, detect())[0]]
+            usable = [deployment for member in members for deployment in usable_deployments(member, machine)[0]]
             found |= fronts.search(goals, self.evaluator, self.deployed_evaluator, usable)
         return {target.name: found[target.name] for target in targets}
 

@@ -12,6 +12,7 @@ import yaml
 
 from instatune_deploy.device.fingerprint import check_target, detect
 from instatune_deploy.device.lowering.gate import Gate
+from instatune_deploy.device.lowering.variants import parts
 from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.elastic.processes import process_count
 from instatune_deploy.errors import InfeasibleBudgetError, PrecisionLossError, UsageError
@@ -228,8 +229,7 @@ def measured_value(job: Job, artifact: Artifact, measured: Measured, objective: 
     if objective.kind == "memory":
         return memory_bytes(job.shape, Architecture.parse(manifest.architecture), manifest.deployment)
     if objective.kind == "size":
-        file = artifact.model_file()
-        return sum(path.stat().st_size for path in (file, file.with_suffix(".bin")) if path.is_file())
+        return sum(part.stat().st_size for part in parts(artifact.model_file()))
     return {"macs": manifest.macs, "parameters": manifest.parameters}[objective.kind]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from instatune_deploy.device.lowering.signature import Signature, Tensor, read_signature
+from instatune_deploy.device.lowering.variants import parts
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.errors import UnknownNameError, UsageError
 from instatune_deploy.stages.export import Artifact, open_artifact
@@ -49,15 +50,14 @@ def write_repository(directory: Path, kind: str, out: Path, *, name: str, max_ba
 def _triton(artifact: Artifact, draft: Path, name: str, max_batch: int) -> None:
     """NAME/1/model.onnx, or model.xml and model.bin, and NAME/config.pbtxt (Triton's `model_config.proto`)."""
     deployment = artifact.manifest.deployment
-    backends = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
-    if deployment.runtime not in backends or deployment.device not in ("cpu", "cuda"):
+    if deployment.runtime not in ("onnxruntime", "openvino") or deployment.device not in ("cpu", "cuda"):
         raise UsageError(f"Triton has no backend for {deployment.name}")
-    file = _copy_model(artifact, draft / name / "1", "model")
-    config = triton_config(name, backends[deployment.runtime], read_signature(file), deployment, max_batch)
+    file = _copy_model(artifact, draft / name / "1")
+    config = triton_config(name, read_signature(file), deployment, max_batch)
     (draft / name / "config.pbtxt").write_text(config, encoding="utf-8")
 
 
-def triton_config(name: str, backend: str, signature: Signature, deployment: Deployment, max_batch: int) -> str:
+def triton_config(name: str, signature: Signature, deployment: Deployment, max_batch: int) -> str:
     """The text of a `config.pbtxt`: every size is said, for Triton need not guess; -1 is a size that varies.
 
     The first size of every tensor is the batch, which Triton adds itself.
@@ -67,13 +67,12 @@ def triton_config(name: str, backend: str, signature: Signature, deployment: Dep
             "intra_op_thread_count": str(deployment.threads), "inter_op_thread_count": "1", "execution_mode": "0"
         }  # fmt: skip
     else:
-        parameters = {
-            "INFERENCE_NUM_THREADS": str(deployment.threads), "NUM_STREAMS": "1", "PERFORMANCE_HINT": "LATENCY"
-        }  # fmt: skip
+        parameters = get_runtime("openvino").options(deployment)
+        del parameters["INFERENCE_PRECISION_HINT"]  # the backend knows no such parameter, only the next
         if deployment.precision == "bf16":
             parameters["HINT_BF16"] = "YES"
     kind = "KIND_CPU" if deployment.device == "cpu" else "KIND_GPU"
-    lines = [f'name: "{name}"', f'backend: "{backend}"', f"max_batch_size: {max_batch}"]
+    lines = [f'name: "{name}"', f'backend: "{deployment.runtime}"', f"max_batch_size: {max_batch}"]
     lines += [f"input {_triton_tensor(tensor)}" for tensor in signature.inputs]
     lines += [f"output {_triton_tensor(tensor)}" for tensor in signature.outputs]
     lines += [f"instance_group {{ count: 1 kind: {kind} }}", "dynamic_batching { }"]
@@ -92,7 +91,7 @@ def _ovms(artifact: Artifact, draft: Path, name: str, max_batch: int) -> None:
     deployment = artifact.manifest.deployment
     if deployment.runtime != "openvino":
         raise UsageError(f"OpenVINO Model Server runs OpenVINO, and this artifact was measured on {deployment.name}")
-    _copy_model(artifact, draft / name / "1", "model")
+    _copy_model(artifact, draft / name / "1")
     options = get_runtime("openvino").options(deployment)
     model = {
         "name": name, "base_path": f"/models/{name}", "target_device": deployment.device.upper(),
@@ -102,14 +101,13 @@ def _ovms(artifact: Artifact, draft: Path, name: str, max_batch: int) -> None:
     (draft / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _copy_model(artifact: Artifact, folder: Path, stem: str) -> Path:
+def _copy_model(artifact: Artifact, folder: Path) -> Path:
     """The file of the artifact's deployment, weights beside it, under the name that servers look for."""
     source = artifact.model_file()
     folder.mkdir(parents=True)
-    for part in (source, source.with_suffix(".bin")):
-        if part.is_file():
-            shutil.copyfile(part, folder / f"{stem}{part.suffix}")
-    return folder / f"{stem}{source.suffix}"
+    for part in parts(source):
+        shutil.copyfile(part, folder / f"model{part.suffix}")
+    return folder / f"model{source.suffix}"
 
 
 _WRITERS: dict[str, Callable[[Artifact, Path, str, int], None]] = {"triton": _triton, "ovms": _ovms}

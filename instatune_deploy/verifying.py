@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from instatune_deploy.benching import artifact_inputs, check_machine_runs
 from instatune_deploy.data.dataset import Split
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.fingerprint import detect
+from instatune_deploy.device.lowering.variants import parts
 from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.device.timing import measure
 from instatune_deploy.elastic.subnetwork import load_subnetwork
 from instatune_deploy.errors import ArtifactError, TargetError
 from instatune_deploy.job import Job
 from instatune_deploy.stages.confirm import measured_metric
-from instatune_deploy.stages.export import Artifact, check_parity, file_deployments, open_artifact
-from instatune_deploy.values.latency import LatencySample
+from instatune_deploy.stages.export import Artifact, check_parity, expected_outputs, file_deployments, open_artifact
+from instatune_deploy.values.latency import LatencySample, Machine
 from instatune_deploy.values.manifest import Parity
 
 Report = Callable[[str], None]
@@ -48,21 +48,25 @@ class Verification:
     """What was found of an artifact whose files are those of its manifest.
 
     Args:
-        inputs: what outputs were compared on: ``report split`` or ``synthetic``.
-        metric: of the file of its deployment, on `n` samples of the report split; None: no data was given.
+        metric: of the file of its deployment, on the report split; None: not measured.
+        n: samples of the report split; None: there was none, and outputs were compared on synthetic inputs.
         latency: of that file on this machine; None: not measured.
         unchecked: a line for everything that could not be looked at here, and why.
         problems: a line for everything that does not hold.
     """
 
     artifact: Artifact
-    inputs: str
     files: tuple[CheckedFile, ...]
     metric: float | None
     n: int | None
     latency: LatencySample | None
     unchecked: tuple[str, ...]
     problems: tuple[str, ...]
+
+    @property
+    def inputs(self) -> str:
+        """What outputs were compared on."""
+        return "synthetic" if self.n is None else "report split"
 
     def to_dict(self) -> dict[str, Any]:
         """For one JSON object; `manifest` is what the artifact says of itself, all else was found now."""
@@ -109,10 +113,11 @@ def verify_artifact(
     processor = Processor(str(directory), manifest.task, tokens or 1) if job is None else job.processor  # type: ignore[arg-type]
     samples = synthetic if split is None else next(processor.batches(split.rows, ROWS))[1]
     problems, unchecked = list[str](), list[str]()
-    files = _check_files(artifact, processor, samples, problems, unchecked, report)
+    machine = detect()
+    files = _check_files(artifact, processor, samples, machine, problems, unchecked, report)
     metric, sample = None, None
     try:
-        check_machine_runs(manifest.deployment, detect())
+        check_machine_runs(manifest.deployment, machine)
     except TargetError as error:
         unchecked.append(f"metric and latency: {error}")
     else:
@@ -122,30 +127,27 @@ def verify_artifact(
             metric = _metric(artifact, split, processor, problems, report)
         if latency:
             sample = _latency(artifact, seconds, seed)
-    inputs = "synthetic" if split is None else "report split"
     n = None if split is None else len(split)
-    return Verification(artifact, inputs, tuple(files), metric, n, sample, tuple(unchecked), tuple(problems))
+    return Verification(artifact, tuple(files), metric, n, sample, tuple(unchecked), tuple(problems))
 
 
 def _check_files(
-    artifact: Artifact, processor: Processor, samples: dict[str, np.ndarray], problems: list[str],
+    artifact: Artifact, processor: Processor, samples: dict[str, np.ndarray], machine: Machine, problems: list[str],
     unchecked: list[str], report: Report,
 ) -> list[CheckedFile]:  # fmt: skip
     """Each model file held against the network in the artifact's own weights."""
     network = load_subnetwork(artifact.directory)
-    with torch.inference_mode():
-        output = network(**{name: torch.from_numpy(array) for name, array in samples.items()})
-    expected = [output[name].numpy() for name in processor.head.outputs]
+    expected = expected_outputs(network, samples, processor.head)
     files = []
     for name, deployment in file_deployments(artifact.manifest.deployment).items():
         path = artifact.directory / name
         try:
-            check_machine_runs(deployment, detect())
+            check_machine_runs(deployment, machine)
         except TargetError as error:
             unchecked.append(f"{name}: {error}")
             continue
         found = check_parity(path, deployment, samples, expected, processor.head)
-        size = sum(part.stat().st_size for part in (path, path.with_suffix(".bin")) if part.is_file())
+        size = sum(part.stat().st_size for part in parts(path))
         files.append(CheckedFile(name, size, found))
         report(f"{name}: largest absolute error {found.max_abs_error:.2g} on {found.n} inputs")
         before = artifact.manifest.parity[name].argmax_agreement

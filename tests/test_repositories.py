@@ -70,8 +70,8 @@ def run_and_compare(file: Path, artifact: Artifact) -> None:
 
 def test_bf16_is_said_to_tritons_openvino_backend(artifacts: dict[str, Artifact]) -> None:
     signature = read_signature(artifacts["image"].model_file())
-    assert "HINT_BF16" in triton_config("m", "openvino", signature, Deployment("openvino", "bf16"), 4)
-    assert "HINT_BF16" not in triton_config("m", "openvino", signature, Deployment("openvino"), 4)
+    assert "HINT_BF16" in triton_config("m", signature, Deployment("openvino", "bf16"), 4)
+    assert "HINT_BF16" not in triton_config("m", signature, Deployment("openvino"), 4)
 
 
 def test_openvino_model_servers_configuration_compiles_the_model(

@@ -13,7 +13,7 @@ from instatune_deploy.device.lowering.template import NotUnderstoodError, Templa
 from instatune_deploy.device.lowering.template_onnx import layer_exits, read_onnx, write_network_onnx
 from instatune_deploy.device.lowering.template_openvino import read_ir, write_network_ir
 from instatune_deploy.device.lowering.torch import export_torch
-from instatune_deploy.device.lowering.variants import FILES, ONNX, lower
+from instatune_deploy.device.lowering.variants import FILES, ONNX, lower, reads_images
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.errors import MeasurementError
 from instatune_deploy.values.deployment import Deployment
@@ -142,8 +142,7 @@ class ProbeFiles:
             return path
         self._make(architecture, ONNX, folder)
         calibration = [{name: value.numpy() for name, value in self._example_inputs.items()}]
-        image = any(value.is_floating_point() for value in self._example_inputs.values())
-        return lower(folder, file, calibration, image=image, fast=True)
+        return lower(folder, file, calibration, image=reads_images(self._example_inputs), fast=True)
 
 
 def template_choices(space: SearchSpace) -> Sequence[LayerChoice]:

@@ -17,7 +17,7 @@ from instatune_deploy.device.fingerprint import runtime_versions
 from instatune_deploy.device.lowering.gate import Gate, hold
 from instatune_deploy.device.lowering.onnx import export_onnx
 from instatune_deploy.device.lowering.torch import export_torch
-from instatune_deploy.device.lowering.variants import IR, ONNX, lower
+from instatune_deploy.device.lowering.variants import IR, ONNX, lower, reads_images
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.errors import ArtifactError
 from instatune_deploy.values.deployment import Deployment
@@ -70,10 +70,7 @@ def export(
         ArtifactError: a file's outputs differ from the network's by over 1e-4 in fp32, or are no numbers.
     """
     tensors = {name: torch.from_numpy(array) for name, array in samples.items()}
-    network.eval()
-    with torch.inference_mode():
-        output = network(**tensors)
-    expected = [output[name].numpy() for name in processor.head.outputs]
+    expected = expected_outputs(network, samples, processor.head)
     with new_directory(directory) as draft:
         network.save_pretrained(draft)
         processor.save(draft)
@@ -83,8 +80,7 @@ def export(
             write_file(network, tensors, draft, how, calibration)
         kept: tuple[str, ...] = ()
         if gate is not None and deployment.precision == "int8":
-            image = any(tensor.is_floating_point() for tensor in tensors.values())
-            kept = hold(draft, deployment, calibration, gate, image=image).names
+            kept = hold(draft, deployment, calibration, gate, image=reads_images(tensors)).names
         parity = {
             file: check_parity(draft / file, how, samples, expected, processor.head) for file, how in files.items()
         }
@@ -124,8 +120,16 @@ def write_file(
     if deployment.runtime == "torch":
         export_torch(network, tensors, path, precision=deployment.precision)
         return path
-    image = any(tensor.is_floating_point() for tensor in tensors.values())
-    return lower(folder, path.name, calibration, image=image)
+    return lower(folder, path.name, calibration, image=reads_images(tensors))
+
+
+def expected_outputs(network: PreTrainedModel, samples: dict[str, np.ndarray], head: Head) -> list[np.ndarray]:
+    """What a torch network puts out for `samples`, in the order of an exported file; the network is in evaluation mode
+    afterwards."""
+    network.eval()
+    with torch.inference_mode():
+        output = network(**{name: torch.from_numpy(array) for name, array in samples.items()})
+    return [output[name].numpy() for name in head.outputs]
 
 
 def check_parity(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from instatune_deploy.device.lowering.quantize import Calibration, products
-from instatune_deploy.device.lowering.variants import lower, source_of
+from instatune_deploy.device.lowering.variants import lower, parts, source_of
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.errors import ArtifactError, PrecisionLossError
 from instatune_deploy.values.deployment import Deployment
@@ -50,7 +50,7 @@ def hold(folder: Path, deployment: Deployment, calibration: Calibration, gate: G
     one run, then two, four, and so on, until the gate holds.
 
     Args:
-        folder: holds the fp32 file; the int8 file is made there, or replaced.
+        folder: holds the fp32 file. The int8 file is made there; if it is there already, it quantises everything.
         calibration, image: see `lower`.
 
     Raises:
@@ -66,16 +66,15 @@ def hold(folder: Path, deployment: Deployment, calibration: Calibration, gate: G
     base = gate.score(folder / source, fp32)
 
     def quantised(keep: Sequence[str]) -> Path:
-        for old in (folder / file, (folder / file).with_suffix(".bin")):
-            old.unlink(missing_ok=True)
+        _remove(folder / file)
         return lower(folder, file, calibration, image=image, keep=keep)
 
-    def drop(keep: Sequence[str]) -> float:
-        lost = base - gate.score(quantised(keep), deployment)
+    def drop(path: Path, keep: Sequence[str]) -> float:
+        lost = base - gate.score(path, deployment)
         gate.report(f"{file}: {100 * lost:.2f} points below fp32 with {len(keep)} of {len(names)} products in fp32")
         return lost
 
-    lost = drop([])
+    lost = drop(lower(folder, file, calibration, image=image), [])
     if lost <= gate.max_drop:
         return Kept((), len(names), lost)
     wanted = _outputs(folder / source, fp32, calibration)
@@ -85,19 +84,22 @@ def hold(folder: Path, deployment: Deployment, calibration: Calibration, gate: G
         found = _outputs(alone, deployment, calibration)
         moved.append(float(np.mean([np.square(a - b).mean() for a, b in zip(found, wanted, strict=True)])))
     order = sorted(range(len(runs)), key=lambda i: -moved[i])
-    count = 1
-    while count < len(runs):
+    most = len(runs) - 1
+    for count in sorted({min(2**i, most) for i in range(len(runs).bit_length() + 1)} - {0}):
         keep = [name for i in sorted(order[:count]) for name in runs[i]]
-        lost = drop(keep)
+        lost = drop(quantised(keep), keep)
         if lost <= gate.max_drop:
             return Kept(tuple(keep), len(names), lost)
-        count = len(runs) - 1 if count < len(runs) - 1 < 2 * count else 2 * count
-    for old in (folder / file, (folder / file).with_suffix(".bin")):
-        old.unlink(missing_ok=True)
+    _remove(folder / file)
     raise PrecisionLossError(
         f"{file}: loses {100 * lost:.2f} points against fp32 even with most products in fp32, "
         f"over {100 * gate.max_drop:g}; use another precision"
     )
+
+
+def _remove(path: Path) -> None:
+    for part in parts(path):
+        part.unlink()
 
 
 def _outputs(path: Path, deployment: Deployment, calibration: Calibration) -> list[np.ndarray]:

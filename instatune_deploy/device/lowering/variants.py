@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from instatune_deploy.device.lowering.half import to_fp16
 from instatune_deploy.device.lowering.openvino import to_openvino
@@ -21,6 +22,16 @@ _ONNX_INT8, _ONNX_FP16, _IR_INT8 = "model_int8.onnx", "model_fp16.onnx", "openvi
 _SOURCES = {_ONNX_INT8: ONNX, _ONNX_FP16: ONNX, IR: ONNX, _IR_INT8: IR}
 #: Every file that ONNX Runtime or OpenVINO loads.
 FILES = (ONNX, *_SOURCES)
+
+
+def parts(path: Path) -> list[Path]:
+    """The files that a model file is made of, those that are there: itself and, of an IR, its weights beside it."""
+    return [part for part in (path, path.with_suffix(".bin")) if part.is_file()]
+
+
+def reads_images(inputs: Mapping[str, Any]) -> bool:
+    """Whether a network with these inputs, torch tensors by name, takes images; texts are whole numbers."""
+    return any(tensor.is_floating_point() for tensor in inputs.values())
 
 
 def source_of(file: str) -> str | None:

@@ -155,15 +155,12 @@ def search(
             if settings.evaluations is not None:
                 batch = batch[: settings.evaluations - (len(known) - given)]
             fresh = evaluate(batch) if batch else []
-            if number == 0 and deploy is not None and settings.deployed:
-                some = spread_by_macs(
-                    goals[0].costs.shape, dict.fromkeys([*known, *batch]), math.ceil(settings.deployed / 2)
-                )
-                found.extend(deploy(some))
             predictor = way.predictor
             tau = _rank_agreement(batch, predictor.predict(batch), fresh) if predictor is not None else None
             found.extend(fresh)
             known.update(dict.fromkeys(batch))
+            if number == 0 and deploy is not None:
+                found.extend(deploy(spread_by_macs(goals[0].costs.shape, known, math.ceil(settings.deployed / 2))))
             reports.append(RoundReport(number, len(known), _mean_hypervolume(goals, found), tau))
             if on_round is not None:
                 on_round(reports[-1])
