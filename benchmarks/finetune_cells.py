@@ -40,8 +40,10 @@ CUTS = {"25": 0.256, "42": 0.426, "53": 0.5362, "60": 0.60, "70": 0.70}
 #: Those of the control, which is trained once for each.
 CONTROL_CUTS = ("53", "70")
 Report = Callable[[str], None]
-#: Of every training and every method alike: bf16 takes two thirds of the time on a CPU with AMX, and many times on one without.
-PRECISION = {"bf16": "amx_bf16" in detect().instruction_sets or torch.cuda.is_available()}
+#: Of every training and every method alike: bf16 takes two thirds of the time or less on a CPU that has it, many times on another.
+PRECISION = {
+    "bf16": torch.cuda.is_available() or not {"amx_bf16", "avx512_bf16"}.isdisjoint(detect().instruction_sets)
+}
 
 #: What is trained elastically, as changes to the preset ``best``.
 VARIANTS: dict[str, dict[str, Any]] = {
