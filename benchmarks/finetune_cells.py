@@ -41,9 +41,7 @@ CUTS = {"25": 0.256, "42": 0.426, "53": 0.5362, "60": 0.60, "70": 0.70}
 CONTROL_CUTS = ("53", "70")
 Report = Callable[[str], None]
 #: Of every training and every method alike: bf16 takes two thirds of the time or less on a CPU that has it, many times on another.
-PRECISION = {
-    "bf16": torch.cuda.is_available() or not {"amx_bf16", "avx512_bf16"}.isdisjoint(detect().instruction_sets)
-}
+PRECISION = {"bf16": torch.cuda.is_available() or not {"amx_bf16", "avx512_bf16"}.isdisjoint(detect().instruction_sets)}
 
 #: What is trained elastically, as changes to the preset ``best``.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -74,6 +72,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "with_head_rate": {"head_rate": 5.0},
     "with_two_subnetworks": {"subnetworks": 2},
     "with_mostly_small": {"size_power": 2.0},
+    "with_augmenting": {"augment": 0.5},
     # The paper's open questions.
     "teacher_first_epoch": {"gamma": "first_epochs"},
     "epochs_x2": {"epochs": 8},

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
+from instatune_deploy.elastic.augmenting import augmented
 from instatune_deploy.elastic.axes import AxisMap
 from instatune_deploy.elastic.drawing import Drawer
 from instatune_deploy.elastic.families import axis_map
@@ -91,6 +92,7 @@ class DistillingTrainer(BucketTrainer):
         loss: the numbers of Eq. 1.
         teacher: the strong teacher T, needed unless gamma is off.
         kept: the teacher's layers that `network` has; None: all.
+        augment: the share of each batch that is changed at random, for the teacher to judge; see `augmenting`.
         rates, **trainer_arguments: see `BucketTrainer`.
 
     Raises:
@@ -99,7 +101,8 @@ class DistillingTrainer(BucketTrainer):
 
     def __init__(
         self, network: nn.Module, loss: ElasticLoss, teacher: PreTrainedModel | None = None, *,
-        kept: tuple[int, ...] | None = None, rates: RateSettings | None = None, **trainer_arguments: Any,
+        kept: tuple[int, ...] | None = None, augment: float = 0.0, rates: RateSettings | None = None,
+        **trainer_arguments: Any,
     ) -> None:  # fmt: skip
         if loss.gamma != "off" and teacher is None:
             raise TrainingError(f"gamma {loss.gamma!r} needs a teacher, and there is none")
@@ -107,7 +110,8 @@ class DistillingTrainer(BucketTrainer):
         self.loss = loss
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
         self.model_accepts_loss_kwargs = False  # the loss is a mean over the micro-batch; Trainer averages these
-        self._kept = kept
+        self._kept, self._augment = kept, augment
+        self._batches = (-1, 0)  # a step and how many of its batches were changed
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -118,6 +122,7 @@ class DistillingTrainer(BucketTrainer):
         learns from one that gets a gradient of it, so the sum of the gradients is that of the sum of the losses, and the
         activations of one network alone are held at a time.
         """
+        inputs = self._augmented(inputs)
         teacher = self._ask_teacher(inputs)
         networks, runs = self._networks(), list[Run]()
         total: Tensor | float = 0.0
@@ -138,6 +143,16 @@ class DistillingTrainer(BucketTrainer):
             total = loss + total
         self._learn(runs[0], runs[1:])
         return (total, runs[0].output) if return_outputs else total
+
+    def _augmented(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The batch to train on. What is changed follows from the seed, the step, its batch and the process, so that a
+        resumed training goes on alike."""
+        if not self._augment or not torch.is_grad_enabled():
+            return inputs
+        step = self.state.global_step
+        self._batches = (step, self._batches[1] + 1 if self._batches[0] == step else 0)
+        seed = hash((self.args.seed, *self._batches, self.args.process_index))
+        return augmented(inputs, self._augment, seed=seed % 2**63)
 
     @property
     def epoch(self) -> float:

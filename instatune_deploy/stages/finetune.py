@@ -70,7 +70,7 @@ def finetune(
     shape = supernet.shape(processor.sequence_length)
     trainer = ElasticTrainer(
         supernet, loss_of(settings), drawer_of(settings, supernet.space, shape, seed=seed),
-        teacher if settings.gamma != "off" else None, rates=rates_of(settings),
+        teacher if settings.gamma != "off" else None, rates=rates_of(settings), augment=settings.augment,
         **trainer_arguments(settings, data.train, processor, checkpoints, seed, report),
     )  # fmt: skip
     train(trainer, checkpoints, report, ema_decay=settings.ema_decay, compile_layers=settings.compile_layers)

@@ -129,7 +129,9 @@ class FinetuneSection(TrainingSection):
       pre-trained weights (`start`), with heads and neurons sorted by `importance` (``first_order``, ``fisher`` or
       ``none``) and layers dropped by `layer_order` (``importance`` or ``last_first``), scored on `importance_rows` rows
     - how it is trained: `ema_decay` (0: no moving mean of the weights), `head_rate` (factor of the task head's learning
-      rate), `layer_decay` (of each layer's rate against the one above), `dropout` (null: the model's own)
+      rate), `layer_decay` (of each layer's rate against the one above), `dropout` (null: the model's own), `augment` (the
+      share of each batch that is changed at random: texts to runs of their tokens, images moved and mirrored; from those
+      a network learns by the teacher alone)
     """
 
     preset: str
@@ -153,6 +155,7 @@ class FinetuneSection(TrainingSection):
     head_rate: Annotated[float, pydantic.Field(gt=0)]
     layer_decay: Annotated[float, pydantic.Field(gt=0, le=1)]
     dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] | None
+    augment: Fraction
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -165,6 +168,8 @@ class FinetuneSection(TrainingSection):
         merged = {**read_preset(name), **given, "preset": name}
         if merged.get("compile_layers") and merged.get("attention_weight"):
             raise ValueError("compile_layers does not go with attention_weight, which looks into layers")
+        if merged.get("augment") and merged.get("gamma") != "on":
+            raise ValueError("augment needs a teacher to judge what is changed: set gamma: on")
         teacher = given.get("teacher")
         if isinstance(teacher, dict):
             merged["teacher"] = {**(read_preset(name)["teacher"] or {}), **teacher}
@@ -327,6 +332,14 @@ class Recipe(Section):
         if data.text_pair is not None and task not in (None, "text-classification", "text-regression"):
             raise ValueError(f"text_pair goes with text-classification and text-regression, not with {task}")
         return data
+
+    @pydantic.field_validator("finetune")
+    @classmethod
+    def _augmenting_fits_the_task(cls, finetune: FinetuneSection, info: pydantic.ValidationInfo) -> FinetuneSection:
+        task = info.data.get("task")
+        if finetune.augment and task not in (None, "text-classification", "image-classification"):
+            raise ValueError(f"augment goes with text-classification and image-classification, not with {task}")
+        return finetune
 
     @pydantic.field_validator("search")
     @classmethod

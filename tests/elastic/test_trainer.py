@@ -51,14 +51,15 @@ class StopAt(TrainerCallback):
 
 def trainer_for(
     directory: Path, callbacks: list[TrainerCallback], *, draw: dict[str, Any] | None = None,
-    rates: RateSettings | None = None, changes: dict[str, Any] | None = None, dropout: float | None = None, **loss: Any,
+    rates: RateSettings | None = None, changes: dict[str, Any] | None = None, dropout: float | None = None,
+    augment: float = 0.0, **loss: Any,
 ) -> ElasticTrainer:  # fmt: skip
     family, teacher = make_family("bert"), make_family("bert").model
     supernet = Supernet(with_dropout(family.model, dropout), family.space)
     settings = ElasticLoss(**{"gamma": "first_epochs", "gamma_epochs": 1, **loss})
     drawer = Drawer(family.space, supernet.shape(8), DrawSettings(**{"subnetworks": 2, **(draw or {})}), seed=5)
     return ElasticTrainer(
-        supernet, settings, drawer, teacher, rates=rates, args=arguments(directory, **(changes or {})), train_dataset=rows(),
+        supernet, settings, drawer, teacher, rates=rates, augment=augment, args=arguments(directory, **(changes or {})), train_dataset=rows(),
         data_collator=default_data_collator, callbacks=callbacks,
     )  # fmt: skip
 
@@ -90,7 +91,7 @@ def losses(trainer: ElasticTrainer) -> dict[int, float]:
     ("options", "ema_decay"),
     [
         ({}, 0.0),
-        ({"draw": {"sampling": "front"}, "hidden_weight": 1.0, "rates": RateSettings(2.0, 0.8)}, 0.9),
+        ({"draw": {"sampling": "front"}, "hidden_weight": 1.0, "rates": RateSettings(2.0, 0.8), "augment": 0.5}, 0.9),
     ],
     ids=["paper", "everything"],
 )

@@ -132,6 +132,14 @@ def test_the_fine_tuned_model_is_made_only_where_it_is_used() -> None:
             "data: text_pair goes with text-classification and text-regression, not with token-classification",
         ),
         ({"data": {"train": "x", "doc_stride": -1}}, "data.doc_stride: Input should be greater than or equal to 0"),
+        (
+            {"finetune": {"augment": 0.5, "gamma": "off"}},
+            "finetune: augment needs a teacher to judge what is changed: set gamma: on",
+        ),
+        (
+            {"task": "text-regression", "finetune": {"augment": 0.5}},
+            "finetune: augment goes with text-classification and image-classification, not with text-regression",
+        ),
         ({"finetune": {"alpha": 2}}, "finetune.alpha: Input should be less than or equal to 1"),
         ({"finetune": {"gamma": "maybe"}}, "finetune.gamma: Input should be 'off', 'on' or 'first_epochs'"),
         ({"finetune": "papr"}, "finetune: unknown fine-tuning preset 'papr'; did you mean 'paper'"),
