@@ -69,6 +69,7 @@ def start_job(recipe: Recipe, workspace: Workspace, report: Report) -> Job:
     """
     job = Job(recipe, workspace, report)
     job.check()
+    workspace.begin()
     write_text(workspace.path(RECIPE_FILE), yaml.safe_dump(recipe.model_dump(), sort_keys=False))
     return job
 

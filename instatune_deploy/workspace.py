@@ -79,11 +79,24 @@ def move_directory(source: Path, path: Path) -> None:
     shutil.rmtree(old)
 
 
+#: What is written of the stages that are done.
+_RECORDS = ".stages"
+
+
+def is_run(directory: Path) -> bool:
+    """Whether `directory` is that of a run: a folder with a recipe alone may be a user's own."""
+    return (directory / _RECORDS).is_dir()
+
+
 class Workspace:
     """A run's directory. A stage's outputs are reused while the key they were made from stays the same."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    def begin(self) -> None:
+        """Make the directory one of a run."""
+        self.path(_RECORDS).mkdir(parents=True, exist_ok=True)
 
     def path(self, *parts: str) -> Path:
         """A path below the run's directory."""
@@ -92,7 +105,7 @@ class Workspace:
     def is_done(self, stage: str, key: str) -> bool:
         """Whether `stage` was finished with this key and its outputs still exist."""
         try:
-            record = json.loads(self.path(".stages", f"{stage}.json").read_text(encoding="utf-8"))
+            record = json.loads(self.path(_RECORDS, f"{stage}.json").read_text(encoding="utf-8"))
             return bool(record["key"] == key and all(self.path(output).exists() for output in record["outputs"]))
         except (OSError, ValueError, KeyError, TypeError):  # none, or not one that `mark_done` wrote
             return False
@@ -100,7 +113,7 @@ class Workspace:
     def mark_done(self, stage: str, key: str, outputs: list[Path]) -> None:
         """Record that `stage` made `outputs` from what `key` is the hash of; call it after they are in place."""
         names = [str(output.relative_to(self.root)) for output in outputs]
-        write_json(self.path(".stages", f"{stage}.json"), {"key": key, "outputs": names})
+        write_json(self.path(_RECORDS, f"{stage}.json"), {"key": key, "outputs": names})
 
 
 def data_directories(kind: str, *first: Path) -> list[Path]:

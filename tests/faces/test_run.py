@@ -158,6 +158,17 @@ def test_the_artifact_runs_in_plain_runtimes_and_predicts_what_the_supernet_pred
     assert np.abs(compiled(inputs)[0] - expected).max() <= 1e-4
 
 
+def test_a_recipe_beside_the_runs_is_not_taken_for_one(project: Path, run: Path) -> None:
+    assert (project / "recipe.yaml").is_file()
+    found = call(project, "search", "--front", "--json")
+    assert found.code == 0, found.err
+    assert found.json == call(project, "search", "--front", "--json", "--run", str(run)).json
+    assert not (project / ".stages").exists()
+    given = call(project, "search", "--run", ".")
+    assert given.code == 2
+    assert ". is not a run directory" in given.err
+
+
 def test_select_meets_an_absolute_budget_or_says_what_is_nearest(project: Path, run: Path) -> None:
     full = json.loads((run / "result.json").read_text())[0]["full"]
     found = call(project, "select", "--latency-budget", f"{2 * full['p50_ms']}ms", "--json")

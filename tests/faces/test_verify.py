@@ -24,6 +24,7 @@ from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import Measured
 from instatune_deploy.values.manifest import Manifest
 from instatune_deploy.values.space import Architecture, SearchSpace
+from instatune_deploy.workspace import Workspace
 from tests.helpers import call_main, write_project, write_text_data, write_text_model
 
 NETWORK = Architecture.parse("2L[4-16 2-64]")
@@ -33,7 +34,7 @@ Call = Callable[..., tuple[int, str, str]]
 def make_artifact(project: Path, deployment: Deployment) -> Artifact:
     """A sub-network of the project's untrained model, in its run's directory, measured on its report split."""
     run = project / "runs" / "tiny"
-    run.mkdir(parents=True)
+    Workspace(run).begin()
     (run / "recipe.yaml").write_text((project / "recipe.yaml").read_text().replace("./", f"{project}/"))
     model = AutoModelForSequenceClassification.from_pretrained(project / "model")
     samples = synthetic_inputs(model.config, 16, 4, seed=0)
@@ -128,7 +129,7 @@ def test_a_metric_that_does_not_hold_is_a_problem(artifact: Path, made: Path, ca
 
 def test_the_manifests_samples_must_be_the_splits(artifact: Path, made: Path, call: Call, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    run.mkdir()
+    Workspace(run).begin()
     data = write_text_data(tmp_path / "fewer.parquet", 60, seed=2)
     recipe = (made.parents[2] / "recipe.yaml").read_text()
     project = made.parents[4]

@@ -18,6 +18,7 @@ import typer
 from instatune_deploy import __version__
 from instatune_deploy.elastic.processes import is_main_process
 from instatune_deploy.errors import InstatuneError, UsageError
+from instatune_deploy.workspace import is_run
 
 app = typer.Typer(
     name="instatune-deploy",
@@ -74,12 +75,12 @@ def find_run(given: Path | None) -> Path:
         UsageError: there is none, or several.
     """
     if given is not None:
-        if not (given / "recipe.yaml").is_file():
-            raise UsageError(f"{given} is not a run directory: it has no recipe.yaml")
+        if not is_run(given):
+            raise UsageError(f"{given} is not a run directory: `instatune-deploy run` makes those")
         return given
-    if Path("recipe.yaml").is_file():
+    if is_run(Path()):
         return Path()
-    runs = sorted(path.parent for path in Path("runs").glob("*/recipe.yaml"))
+    runs = sorted(path for path in Path("runs").glob("*") if is_run(path))
     if len(runs) != 1:
         found = ", ".join(map(str, runs)) or "none"
         raise UsageError(f"which run? give --run DIR (runs here: {found})")

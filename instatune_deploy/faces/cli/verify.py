@@ -34,9 +34,10 @@ def verify(
     """
     from instatune_deploy.pipeline import open_run
     from instatune_deploy.verifying import require, verify_artifact
+    from instatune_deploy.workspace import is_run
 
     report = progress()
-    home = run or next((parent for parent in artifact.resolve().parents if (parent / "recipe.yaml").is_file()), None)
+    home = run or next((parent for parent in artifact.resolve().parents if is_run(parent)), None)
     job = None if home is None else open_run(find_run(home), report)
     found = verify_artifact(artifact, job=job, latency=latency, seconds=seconds, report=report)
     emit(found.to_dict()) if as_json else typer.echo("\n".join(_lines(found)))
