@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from instatune_deploy.device.lowering.pool import POOL
 from instatune_deploy.device.lowering.signature import Signature, Tensor, read_signature
 from instatune_deploy.device.lowering.variants import parts
 from instatune_deploy.device.runtimes.base import get_runtime
@@ -106,7 +107,8 @@ def _copy_model(artifact: Artifact, folder: Path) -> Path:
     source = artifact.model_file()
     folder.mkdir(parents=True)
     for part in parts(source):
-        shutil.copyfile(part, folder / f"model{part.suffix}")
+        # An ONNX file knows its weights by their name, an IR has them under its own.
+        shutil.copyfile(part, folder / (POOL if part.name == POOL else f"model{part.suffix}"))
     return folder / f"model{source.suffix}"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from instatune_deploy.fleets import WrittenFleet
 from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.selection import Selection
 
@@ -77,3 +78,28 @@ def print_front(target: str, front: ParetoFront, percentile: str) -> None:
             candidate.deployment.name, str(candidate.architecture),
         )  # fmt: skip
     Console(width=None if Console().is_terminal else 200).print(table)
+
+
+def print_fleet(written: WrittenFleet) -> None:
+    """The members of a fleet, the fastest first: what was measured of them, and what they take on the disk."""
+    fleet = written.fleet
+    table = Table(
+        title=f"{written.directory}: {fleet.task} with {fleet.signature}; latency of a call and {fleet.metric} on "
+        f"{fleet.members[0].n} samples of the {fleet.members[0].split} split: measured"
+    )
+    for column in ("name", "deployment", "p50 ms", "p90 ms", fleet.metric, "alone MB", "of its own MB", "network"):
+        table.add_column(column, justify="left" if column in ("name", "deployment", "network") else "right")
+    for member in fleet.members:
+        sizes = (written.alone_bytes[member.name], written.own_bytes[member.name])
+        table.add_row(
+            member.name, member.deployment, f"{member.p50_ms:.3f}", f"{member.p90_ms:.3f}",
+            f"{100 * member.metric:.2f}%", *(f"{size / 1e6:.1f}" for size in sizes), member.architecture,
+        )  # fmt: skip
+    console = Console(width=None if Console().is_terminal else 160)
+    console.print(table)
+    alone, stored = sum(written.alone_bytes.values()) / 1e6, written.stored_bytes / 1e6
+    console.print(
+        f"on the disk: {stored:.1f} MB, where the artifacts by themselves take {alone:.1f} MB; shared by several members: "
+        f"{stored - sum(written.own_bytes.values()) / 1e6:.1f} MB",
+        soft_wrap=True,
+    )

@@ -18,9 +18,10 @@ FLEET_NAME = "fleet.json"
 SCHEMA_VERSION = 1
 PERCENTILES = ("p50", "p90", "p99")
 
+#: What a member may be called: its name is a path's part, and the name of a model for a server.
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+
 _Positive = Annotated[float, pydantic.Field(gt=0)]
-#: A member's name is a path's part, and the name of a model for a server.
-_Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class FleetMember:
 
     __pydantic_config__ = pydantic.ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    name: _Name
+    name: Annotated[str, pydantic.Field(pattern=NAME_PATTERN)]
     directory: str
     deployment: str
     architecture: str

@@ -25,6 +25,7 @@ FLOORS = {
     "deployed": 4,
     "profiling": 4,
     "repositories": 4,
+    "fleets": 5,
     "searching": 5,
     "kit": 6,
     "job": 6,

@@ -8,6 +8,7 @@ from typing import Any
 
 from instatune_deploy.device.lowering.half import to_fp16
 from instatune_deploy.device.lowering.openvino import to_openvino
+from instatune_deploy.device.lowering.pool import POOL
 from instatune_deploy.device.lowering.quantize import (
     Calibration,
     quantize_onnx_dynamic,
@@ -25,8 +26,10 @@ FILES = (ONNX, *_SOURCES)
 
 
 def parts(path: Path) -> list[Path]:
-    """The files that a model file is made of, those that are there: itself and, of an IR, its weights beside it."""
-    return [part for part in (path, path.with_suffix(".bin")) if part.is_file()]
+    """The files that a model file is made of, those that are there: itself and the weights beside it, of an IR or, in a
+    fleet, of an ONNX file."""
+    weights = path.with_name(POOL) if path.suffix == ".onnx" else path.with_suffix(".bin")
+    return [part for part in (path, weights) if part.is_file()]
 
 
 def reads_images(inputs: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def verify(
-    artifact: Annotated[Path, typer.Argument(help="Directory that `run`, `select` or `export` wrote.")],
+    artifact: Annotated[Path, typer.Argument(help="Directory that `run`, `select`, `export` or `fleet` wrote.")],
     run: Annotated[
         Path | None,
         typer.Option("--run", help="The run that made it, for its report split; default: the one it lies in, if any."),
@@ -25,7 +25,8 @@ def verify(
     seconds: Annotated[float, typer.Option(min=1, help="Measuring time at most.")] = 10,
     as_json: JsonOption = False,
 ) -> None:
-    """Repeat every check of an artifact: hashes, outputs against its own weights, metric, latency.
+    """Repeat every check of an artifact, or of every member of a fleet: hashes, outputs against its own weights, metric,
+    latency.
 
     Exit code 1 where something does not hold. Without a run's report split, outputs are compared on synthetic inputs and
     the metric is not measured.
@@ -33,15 +34,26 @@ def verify(
     Example: instatune-deploy verify runs/minilm-sst2/artifacts/cpu-avx512/p50-50pct
     """
     from instatune_deploy.pipeline import open_run
+    from instatune_deploy.values.fleet import FLEET_NAME, Fleet
     from instatune_deploy.verifying import require, verify_artifact
     from instatune_deploy.workspace import is_run
 
     report = progress()
     home = run or next((parent for parent in artifact.resolve().parents if is_run(parent)), None)
     job = None if home is None else open_run(find_run(home), report)
-    found = verify_artifact(artifact, job=job, latency=latency, seconds=seconds, report=report)
-    emit(found.to_dict()) if as_json else typer.echo("\n".join(_lines(found)))
-    require(found)
+    is_fleet = (artifact / FLEET_NAME).is_file()
+    directories = [artifact / member.directory for member in Fleet.read(artifact).members] if is_fleet else [artifact]
+    verified = [
+        verify_artifact(directory, job=job, latency=latency, seconds=seconds, report=report)
+        for directory in directories
+    ]
+    if as_json:
+        found = [verification.to_dict() for verification in verified]
+        emit({"fleet": str(artifact), "members": found} if is_fleet else found[0])
+    else:
+        typer.echo("\n".join(line for verification in verified for line in _lines(verification)))
+    for verification in verified:
+        require(verification)
 
 
 def _lines(found: Verification) -> Iterator[str]:
