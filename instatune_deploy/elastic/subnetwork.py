@@ -9,7 +9,6 @@ from operator import attrgetter
 from pathlib import Path
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,12 +18,15 @@ from transformers.utils.backbone_utils import BackboneConfigMixin
 
 from instatune_deploy.elastic.axes import Axis, AxisMap
 from instatune_deploy.elastic.families import axis_map, config_axis_map
+from instatune_deploy.elastic.models import find_model_class
 from instatune_deploy.errors import CheckpointError, SpaceError
 from instatune_deploy.values.macs import ModelShape
 from instatune_deploy.values.space import Architecture, LayerChoice, SearchSpace
 
 #: Key of `config.json` under which a sub-network's architecture stands.
 CONFIG_KEY = "instatune_architecture"
+#: Tensors that an error names.
+_NAMED = 5
 
 
 def full_architecture(config: PretrainedConfig) -> Architecture:
@@ -137,25 +139,26 @@ def _resize(layer: nn.Module, axis: Axis, size: int) -> None:
     setattr(module, name, nn.Parameter(torch.empty(shape, dtype=parameter.dtype)))
     if isinstance(module, nn.Linear) and name == "weight":
         setattr(module, "out_features" if axis.dim == 0 else "in_features", size)
+    elif isinstance(module, nn.LayerNorm):
+        module.normalized_shape = (size,)
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Copy `state` into `network`, every tensor or none.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected or of another shape; names it, expected and found.
+        CheckpointError: tensors are missing, unexpected or of other shapes; names the first ones, with expected and found.
     """
-    own = network.state_dict()
+    own, misfits = network.state_dict(), list[str]()
     for name, tensor in own.items():
         if name not in state:
-            raise CheckpointError(f"{source}: tensor {name} is missing, expected shape {tuple(tensor.shape)}")
-        if tensor.shape != state[name].shape:
-            raise CheckpointError(
-                f"{source}: tensor {name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
-            )
-    unexpected = sorted(state.keys() - own.keys())
-    if unexpected:
-        raise CheckpointError(f"{source}: unexpected tensors: {', '.join(unexpected)}")
+            misfits.append(f"tensor {name} is missing, expected shape {tuple(tensor.shape)}")
+        elif tensor.shape != state[name].shape:
+            misfits.append(f"tensor {name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
+    misfits += [f"tensor {name} is unexpected" for name in sorted(state.keys() - own.keys())]
+    if misfits:
+        more = f" (and {len(misfits) - _NAMED} more)" if len(misfits) > _NAMED else ""
+        raise CheckpointError(f"{source}: {'; '.join(misfits[:_NAMED])}{more}")
     network.load_state_dict(dict(state))
 
 
@@ -171,10 +174,10 @@ def load_subnetwork(directory: Path) -> PreTrainedModel:
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: {' '.join(str(error).split())}") from None
     architecture = getattr(config, CONFIG_KEY, None)
-    class_name = (config.architectures or [""])[0]
-    if architecture is None or not hasattr(transformers, class_name):
+    model_class = find_model_class((config.architectures or [""])[0])
+    if architecture is None or model_class is None:
         raise CheckpointError(f"{directory}/config.json: is not of a saved sub-network (no {CONFIG_KEY})")
-    network = build_subnetwork(getattr(transformers, class_name), config, Architecture.parse(architecture))
+    network = build_subnetwork(model_class, config, Architecture.parse(architecture))
     load_state(network, state, str(directory / "model.safetensors"))
     return network.eval()
 

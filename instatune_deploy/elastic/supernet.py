@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from instatune_deploy.elastic.models import find_model_class
 from instatune_deploy.elastic.subnetwork import (
     build_subnetwork,
     check_space,
@@ -218,7 +218,10 @@ def load_supernet(directory: Path) -> Supernet:
     try:
         space = SearchSpace.from_dict(json.loads((directory / SPACE_FILE).read_text(encoding="utf-8")))
         class_name = AutoConfig.from_pretrained(directory).architectures[0]
-        model = getattr(transformers, class_name).from_pretrained(directory)
+        model_class = find_model_class(class_name)
+        if model_class is None:
+            raise CheckpointError(f"{directory}: no model class is called {class_name}")
+        model = model_class.from_pretrained(directory)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{directory}: no super-network can be loaded: {' '.join(str(error).split())}") from None
     return Supernet(model.eval(), space)
