@@ -13,6 +13,7 @@ from instatune_deploy.device.lowering.signature import Signature, Tensor, read_s
 from instatune_deploy.device.lowering.variants import parts
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.errors import UnknownNameError, UsageError
+from instatune_deploy.sentences import write_sentence_encoder
 from instatune_deploy.stages.export import Artifact, open_artifact
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.workspace import new_directory
@@ -26,7 +27,7 @@ def write_repository(directory: Path, kind: str, out: Path, *, name: str, max_ba
     """Lay the artifact in `directory` out as a model repository, after its files were checked against their hashes.
 
     Args:
-        kind: ``triton`` or ``ovms``.
+        kind: ``triton``, ``ovms`` or ``sentence-transformers``.
         out: the repository; must not exist. It appears only when it is complete.
         name: of the model in it: letters, digits, ``_``, ``-``, ``.``.
         max_batch: samples that Triton may put into one call.
@@ -102,6 +103,11 @@ def _ovms(artifact: Artifact, draft: Path, name: str, max_batch: int) -> None:
     (draft / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
+def _sentence_transformers(artifact: Artifact, draft: Path, name: str, max_batch: int) -> None:
+    """The directory itself is the model: an encoder of texts in fp32."""
+    write_sentence_encoder(artifact.directory, draft)
+
+
 def _copy_model(artifact: Artifact, folder: Path) -> Path:
     """The file of the artifact's deployment, weights beside it, under the name that servers look for."""
     source = artifact.model_file()
@@ -112,4 +118,4 @@ def _copy_model(artifact: Artifact, folder: Path) -> Path:
     return folder / f"model{source.suffix}"
 
 
-_WRITERS: dict[str, Callable[[Artifact, Path, str, int], None]] = {"triton": _triton, "ovms": _ovms}
+_WRITERS: dict[str, Callable[[Artifact, Path, str, int], None]] = {"triton": _triton, "ovms": _ovms, "sentence-transformers": _sentence_transformers}
