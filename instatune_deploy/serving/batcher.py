@@ -1,0 +1,201 @@
+"""`Batcher`: requests that wait are joined to one call of the network."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from mlserver.errors import InferenceError, MLServerError
+
+from instatune_deploy.device.lowering.signature import Signature
+from instatune_deploy.device.runtimes.base import Session
+
+#: Rows that may wait; further requests are refused with 429.
+MAX_WAITING = 1024
+
+Outputs = tuple[np.ndarray, ...]
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """Rows of a request: for which member, since when (seconds of the loop's clock), and what is told of their outputs."""
+
+    member: str
+    inputs: dict[str, np.ndarray]
+    since: float
+    outputs: asyncio.Future[Outputs]
+    rows: int = field(init=False)
+    length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rows, self.length = next(iter(self.inputs.values())).shape[:2]
+
+
+class Batcher:
+    """Runs the rows of many requests in as few calls as it can.
+
+    A call takes what came while the one before it ran, so a lone request waits for nothing; `max_wait_s` makes it wait for
+    company. Texts of a call are of neighbouring lengths, for padding costs as much as text does, and the oldest request is
+    always in it. (MLServer's own batching joins requests before they are looked at: it takes the shape of the first for that
+    of all, and one that is cancelled leaves the others of its batch without an answer.)
+
+    Args:
+        sessions: of each member one for every call that may run at once.
+        signature: of the network; a size of it that is fixed is what rows are filled up to.
+        padding: what texts are padded with, by input name; empty where inputs are all of one size.
+        per_token: whether outputs have an axis of tokens after that of rows.
+        observe: is told the rows of each call.
+    """
+
+    def __init__(
+        self, sessions: Mapping[str, Sequence[Session]], signature: Signature, *, padding: Mapping[str, int],
+        per_token: bool, max_rows: int, max_wait_s: float, observe: Callable[[int], None] = lambda rows: None,
+    ) -> None:  # fmt: skip
+        self._sessions, self._padding, self._per_token, self._observe = sessions, padding, per_token, observe
+        self._dims = {tensor.name: tensor.dims for tensor in signature.inputs}
+        fixed = max(dims[0] for dims in self._dims.values())
+        self._max_rows, self._max_wait_s = (fixed if fixed > 0 else max_rows), max_wait_s
+        self._waiting: list[_Waiting] = []
+        self._arrived, self._full = asyncio.Event(), asyncio.Event()
+        calls = len(next(iter(sessions.values())))
+        self._threads = ThreadPoolExecutor(calls, thread_name_prefix="network")
+        self._workers = [asyncio.create_task(self._work(number)) for number in range(calls)]
+
+    @property
+    def rows_waiting(self) -> int:
+        """Rows that no call has taken yet."""
+        return sum(one.rows for one in self._waiting)
+
+    async def __call__(self, member: str, inputs: dict[str, np.ndarray]) -> Outputs:
+        """The network's outputs for rows, which may be more than one call takes.
+
+        Args:
+            inputs: arrays by name, rows first, then tokens for texts.
+
+        Raises:
+            MLServerError: too many rows wait (429).
+            InferenceError: the network cannot run them.
+        """
+        rows = len(next(iter(inputs.values())))
+        if self.rows_waiting + rows > MAX_WAITING:
+            raise MLServerError(f"{self.rows_waiting} rows wait already, of at most {MAX_WAITING}: try again", 429)
+        loop = asyncio.get_running_loop()
+        parts = [
+            _Waiting(
+                member, {name: array[start : start + self._max_rows] for name, array in inputs.items()}, loop.time(),
+                loop.create_future(),
+            )
+            for start in range(0, rows, self._max_rows)
+        ]  # fmt: skip
+        self._waiting += parts
+        self._arrived.set()
+        if self.rows_waiting >= self._max_rows:
+            self._full.set()
+        outputs = await asyncio.gather(*(part.outputs for part in parts))
+        return outputs[0] if len(parts) == 1 else tuple(np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
+
+    async def close(self) -> None:
+        """Free the networks; what waits is not answered."""
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        self._threads.shutdown()
+        for sessions in self._sessions.values():
+            for session in sessions:
+                session.close()
+
+    async def _work(self, number: int) -> None:
+        """Make calls, one after the other."""
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = await self._next_batch()
+            session = self._sessions[batch[0].member][number]
+            results = await loop.run_in_executor(self._threads, self._run, session, batch)
+            self._observe(sum(one.rows for one in batch))
+            for one, result in zip(batch, results, strict=True):
+                if one.outputs.done():  # its client has gone
+                    continue
+                if isinstance(result, Exception):
+                    one.outputs.set_exception(result)
+                else:
+                    one.outputs.set_result(result)
+
+    async def _next_batch(self) -> list[_Waiting]:
+        """The oldest request that still wants an answer, with its company."""
+        loop = asyncio.get_running_loop()
+        while True:
+            self._waiting = [one for one in self._waiting if not one.outputs.done()]
+            if not self._waiting:
+                self._arrived.clear()
+                self._full.clear()
+                await self._arrived.wait()
+                continue
+            left = self._waiting[0].since + self._max_wait_s - loop.time()
+            if left > 0 and self.rows_waiting < self._max_rows:
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._full.wait(), left)
+                continue
+            batch = self._take()
+            taken = set(batch)
+            self._waiting = [one for one in self._waiting if one not in taken]
+            if self.rows_waiting < self._max_rows:
+                self._full.clear()
+            return batch
+
+    def _take(self) -> list[_Waiting]:
+        """Those that go into a call with the oldest: for the same member, the nearest in length first, as many as fit."""
+        oldest = self._waiting[0]
+        company = [
+            one
+            for one in self._waiting[1:]
+            if one.member == oldest.member and one.inputs.keys() == oldest.inputs.keys()
+        ]
+        batch, rows = [oldest], oldest.rows
+        for one in sorted(company, key=lambda other: abs(other.length - oldest.length)):
+            if rows + one.rows > self._max_rows:
+                break
+            batch.append(one)
+            rows += one.rows
+        return batch
+
+    def _run(self, session: Session, batch: list[_Waiting]) -> list[Outputs | Exception]:
+        """The outputs of each of a batch; where the call fails, of each alone, so that none fails for another's sake."""
+        try:
+            return list(self._call(session, batch))
+        except Exception as error:  # runtimes raise several types without a common base
+            if len(batch) == 1:
+                reason = " ".join(str(error).split())
+                return [InferenceError(f"the network cannot run these inputs: {reason:.300}")]
+            return [result for one in batch for result in self._run(session, [one])]
+
+    def _call(self, session: Session, batch: list[_Waiting]) -> list[Outputs]:
+        rows = sum(one.rows for one in batch)
+        inputs = {name: self._join(name, [one.inputs[name] for one in batch], rows) for name in batch[0].inputs}
+        outputs = session.run(inputs)
+        found, start = [], 0
+        for one in batch:
+            own = tuple(output[start : start + one.rows] for output in outputs)
+            found.append(tuple(output[:, : one.length] for output in own) if self._per_token else own)
+            start += one.rows
+        return found
+
+    def _join(self, name: str, arrays: list[np.ndarray], rows: int) -> np.ndarray:
+        """Arrays of several requests in one, padded to the longest, or to the network's own size where that is fixed."""
+        dims = self._dims[name]
+        shape = list(arrays[0].shape)
+        if name in self._padding:
+            shape[1] = max(dims[1], max(array.shape[1] for array in arrays))
+        shape[0] = max(dims[0], rows)
+        if len(arrays) == 1 and tuple(shape) == arrays[0].shape:
+            return arrays[0]
+        joined = np.full(shape, self._padding.get(name, 0), arrays[0].dtype)
+        start = 0
+        for array in arrays:
+            joined[start : start + len(array), : array.shape[1]] = array
+            start += len(array)
+        joined[start:] = joined[:1]  # a row of nothing but padding would be no text
+        return joined

@@ -1,0 +1,140 @@
+"""`serve`: an artifact on an Open Inference Protocol server, from binding its ports to the last answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlserver import MLServer, ModelSettings, Settings
+
+from instatune_deploy.errors import UsageError
+from instatune_deploy.repositories import MAX_BATCH, MAX_REQUEST_BYTES, mlserver_model
+from instatune_deploy.serving.grpc import GrpcListener
+from instatune_deploy.serving.rest import MetricsListener, RestListener
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """How an artifact is served.
+
+    Args:
+        name: of the model in requests.
+        http_port, grpc_port, metrics_port: 0 is a free one.
+        max_batch_rows: rows of one call of the network; `max_batch_wait_s`: seconds that a request may wait for company.
+        max_request_bytes: larger requests are refused.
+        calls: how many calls of the network run at once, each with the threads of its deployment.
+    """
+
+    name: str = "model"
+    host: str = "127.0.0.1"
+    http_port: int = 8080
+    grpc_port: int = 8081
+    metrics_port: int = 8082
+    max_batch_rows: int = MAX_BATCH
+    max_batch_wait_s: float = 0.0
+    max_request_bytes: int = MAX_REQUEST_BYTES
+    calls: int = 1
+
+
+class Server(MLServer):
+    """MLServer in one process, with our listeners."""
+
+    def _configure_logger(self) -> None:
+        """Warnings and errors to stderr: stdout is the user's."""
+        for name in ("mlserver", "uvicorn.error"):
+            logger = logging.getLogger(name)
+            logger.setLevel(logging.WARNING)
+            if not logger.handlers:
+                logger.addHandler(logging.StreamHandler(sys.stderr))
+
+    def _create_servers(self) -> None:
+        shared = (self._settings, self._data_plane, self._model_repository_handlers, self._model_registry)
+        self._rest_server, self._grpc_server = RestListener(*shared), GrpcListener(*shared)
+        self._metrics_server = MetricsListener(self._settings)
+        self._kafka_server = None
+
+    def bind(self) -> dict[str, str]:
+        """Take the ports; their addresses by what they serve.
+
+        Raises:
+            UsageError: one is taken, or the host is not this machine's.
+        """
+        settings = self._settings
+        self._rest_server.socket = _bound(settings.host, settings.http_port)
+        self._metrics_server.socket = _bound(settings.host, settings.metrics_port)
+        self._grpc_server.bind()
+        http, metrics = (s.socket.getsockname()[1] for s in (self._rest_server, self._metrics_server))
+        ports = {"http": http, "grpc": self._grpc_server.port, "metrics": metrics}
+        return {what: f"{settings.host}:{port}" for what, port in ports.items()}
+
+    async def run(self, model: ModelSettings, ready: Callable[[], None]) -> None:
+        """Load a model, call `ready` when requests are taken, and serve until a signal says to stop."""
+        await self._model_registry.load(model)
+        for listener in (self._rest_server, self._metrics_server):
+            listener.socket.listen()
+        servers = [s.start() for s in (self._rest_server, self._grpc_server, self._metrics_server)]
+        serving = asyncio.gather(*servers)
+        await asyncio.sleep(0)
+        ready()
+        await serving
+        await self._model_registry.unload(model.name)
+
+    async def stop(self, sig: int | None = None) -> None:
+        """Take no new requests, answer those that have come, and end."""
+        await asyncio.gather(self._rest_server.stop(sig), self._grpc_server.stop(sig))
+        await self._metrics_server.stop(sig)
+
+
+def serve(directory: Path, settings: ServeSettings, ready: Callable[[dict[str, str]], None]) -> None:
+    """Serve the artifact in `directory` until SIGTERM or SIGINT; requests that have come by then are answered.
+
+    Args:
+        ready: is told the addresses (``host:port``) of `http`, `grpc` and `metrics` when requests are taken.
+
+    Raises:
+        ArtifactError: it is no artifact, or a file was changed.
+        TargetError: this machine cannot run its deployment.
+        UsageError: a port is taken.
+    """
+    asyncio.run(_serve(directory, settings, ready))
+
+
+async def _serve(directory: Path, settings: ServeSettings, ready: Callable[[dict[str, str]], None]) -> None:
+    server = Server(
+        Settings(
+            debug=False, parallel_workers=0, host=settings.host, http_port=settings.http_port,
+            grpc_port=settings.grpc_port, metrics_port=settings.metrics_port, gzip_enabled=False,
+            grpc_max_message_length=settings.max_request_bytes, load_models_at_startup=False,
+            server_name="instatune-deploy",
+            # uvicorn's own would set its loggers to chat.
+            logging_settings={"version": 1, "disable_existing_loggers": False},
+        )
+    )  # fmt: skip
+    addresses = server.bind()
+    model = mlserver_model(
+        settings.name, str(directory), max_batch=settings.max_batch_rows, max_wait_s=settings.max_batch_wait_s,
+        calls=settings.calls,
+    )  # fmt: skip
+    await server.run(ModelSettings.model_validate(model), lambda: ready(addresses))
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that has taken a port.
+
+    Raises:
+        UsageError: it is taken, or the host is not this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    found.setblocking(False)
+    return found
