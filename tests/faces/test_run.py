@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
+from instatune_deploy.values.fleet import Fleet
 from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.selection import Selection
@@ -357,3 +358,18 @@ def test_optimum_loads_the_artifact(run: Path) -> None:
         assert (model(**tokens).logits - expected).abs().max() <= 1e-4
         labels = [entry["label"] for entry in pipeline("text-classification", model=model, tokenizer=tokenizer)(texts)]
         assert labels == [model.config.id2label[int(i)] for i in expected.argmax(-1)]
+
+
+def test_a_fleet_is_selected_for_several_budgets_and_gathered(project: Path, run: Path, tmp_path: Path) -> None:
+    budgets = [option for budget in ("90%", "300%", "90%") for option in ("--latency-budget", budget)]
+    found = call(project, "fleet", str(tmp_path / "fleet"), "--run", str(run), *budgets, "--json")
+    assert found.code == 0, found.err
+    assert "for 90% the same network is best as for 90%: it is one member" in found.err
+    fleet = Fleet.read(tmp_path / "fleet")
+    assert {member.name for member in fleet.members} == {"p50-90pct", "p50-300pct"}
+    assert [member["name"] for member in found.json["members"]] == [member.name for member in fleet.members]
+    for member in fleet.members:
+        selection = json.loads((run / "selections" / f"cpu-test-{member.name}.json").read_text())
+        assert (member.architecture, member.p50_ms) == (selection["architecture"], selection["measured"]["p50_ms"])
+        assert (member.metric, member.n, member.split) == (selection["measured"]["metric"], 100, "report")
+    assert found.json["stored_bytes"] < found.json["alone_bytes"]
