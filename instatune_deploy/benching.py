@@ -145,6 +145,8 @@ def bench_artifact(
     wanted = _wanted(artifact, deployment, batch, machine)
     files = {"artifact": _file(artifact, wanted)}
     tokens, inputs = artifact_inputs(artifact, sequence_length, wanted.batch, seed=seed)
+    for measured in (artifact, other):
+        _check_sizes(measured, tokens, wanted.batch)
     if other is not None:
         files["other"] = _file(other, wanted)
         theirs = artifact_inputs(other, tokens, wanted.batch, seed=seed)[1]
@@ -231,6 +233,19 @@ def _file(artifact: Artifact, deployment: Deployment) -> Path:
     return path
 
 
+def _check_sizes(artifact: Artifact | None, tokens: int | None, batch: int) -> None:
+    """Make sure that an artifact whose sizes are fixed is timed with these and nothing else.
+
+    Raises:
+        UsageError: it would be timed with others.
+    """
+    fixed = None if artifact is None else artifact.manifest.fixed
+    if artifact is None or fixed is None:
+        return
+    if fixed.batch not in (None, batch) or fixed.tokens not in (None, tokens):
+        raise UsageError(f"{artifact.directory} was made for {fixed} alone, not batch {batch}, {tokens} tokens")
+
+
 def artifact_inputs(
     artifact: Artifact, sequence_length: int | None, batch: int, *, seed: int
 ) -> tuple[int | None, dict[str, np.ndarray]]:
@@ -245,7 +260,8 @@ def artifact_inputs(
             raise UsageError(f"{artifact.directory} reads images, which have no sequence length")
         return None, synthetic_inputs(config, 0, batch, seed=seed)
     made_for = re.search(r"-t(\d+)\b", artifact.manifest.signature)
-    tokens = sequence_length or (int(made_for[1]) if made_for else None)
+    fixed = artifact.manifest.fixed
+    tokens = sequence_length or (fixed and fixed.tokens) or (int(made_for[1]) if made_for else None)
     if tokens is None:
         raise UsageError(f"{artifact.directory} does not say its sequence length: give --sequence-length")
     most = longest_text(config)

@@ -12,6 +12,7 @@ import yaml
 
 from instatune_deploy.device.fingerprint import check_target, detect
 from instatune_deploy.device.lowering.gate import Gate
+from instatune_deploy.device.lowering.onnx import OPSET
 from instatune_deploy.device.lowering.variants import parts
 from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.elastic.processes import process_count
@@ -21,6 +22,7 @@ from instatune_deploy.stages.confirm import Confirmation, confirm, measured_metr
 from instatune_deploy.stages.export import Artifact, export, open_artifact
 from instatune_deploy.values.budget import Budget, bounds_of, excess, missed, nearest, shortlist, shown
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.fixed import FixedSizes
 from instatune_deploy.values.front import Candidate, Measured, ParetoFront, Predicted
 from instatune_deploy.values.objectives import Objective
 from instatune_deploy.values.recipe import Recipe, read_recipe
@@ -263,13 +265,16 @@ def full_artifact(job: Job, target: Target, front: ParetoFront) -> tuple[Artifac
 
 def export_network(
     job: Job, target: Target, architecture: Architecture, deployment: Deployment, directory: Path,
-    predicted: Predicted | None, *, tune_epochs: float = 0, max_drop: float | None = None,
+    predicted: Predicted | None, *, tune_epochs: float = 0, max_drop: float | None = None, opset: int = OPSET,
+    fixed: FixedSizes | None = None,
 ) -> Artifact:  # fmt: skip
     """The artifact of any architecture of the space, or of the full network, in `directory`.
 
     Args:
         tune_epochs: passes over the training rows for which it is tuned alone first; its weights are then its own.
         max_drop: the most points that an int8 file may lose against fp32, on the search split; None: whatever it does.
+        opset: ONNX operator set, see `export_onnx`.
+        fixed: sizes that every call of its files will have; None: any.
     """
     rows = job.data.search.rows.select(range(min(32, len(job.data.search))))
     _, samples = next(job.processor.batches(rows, 32))
@@ -284,7 +289,7 @@ def export_network(
     return export(
         job.tuned(architecture, tune_epochs) if tune_epochs else job.supernet.extract(architecture), architecture, deployment, job.shape, job.processor, samples, job.calibration,
         directory,
-        target=target.name, metric=job.recipe.metric, predicted=predicted, gate=gate,
+        target=target.name, metric=job.recipe.metric, predicted=predicted, gate=gate, opset=opset, fixed=fixed,
     )  # fmt: skip
 
 

@@ -15,12 +15,14 @@ from instatune_deploy.data.heads.base import Head
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.fingerprint import runtime_versions
 from instatune_deploy.device.lowering.gate import Gate, hold
-from instatune_deploy.device.lowering.onnx import export_onnx
+from instatune_deploy.device.lowering.onnx import OPSET, export_onnx
 from instatune_deploy.device.lowering.torch import export_torch
 from instatune_deploy.device.lowering.variants import IR, ONNX, lower, reads_images
 from instatune_deploy.device.runtimes.base import get_runtime
-from instatune_deploy.errors import ArtifactError
+from instatune_deploy.device.runtimes.fixed import filled
+from instatune_deploy.errors import ArtifactError, UsageError
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.fixed import FixedSizes
 from instatune_deploy.values.front import Measured, Predicted
 from instatune_deploy.values.macs import ModelShape, count_macs, count_parameters
 from instatune_deploy.values.manifest import Manifest, Parity
@@ -54,6 +56,7 @@ def export(
     network: PreTrainedModel, architecture: Architecture, deployment: Deployment, shape: ModelShape,
     processor: Processor, samples: dict[str, np.ndarray], calibration: Sequence[dict[str, np.ndarray]],
     directory: Path, *, target: str, metric: str, predicted: Predicted | None, gate: Gate | None = None,
+    opset: int = OPSET, fixed: FixedSizes | None = None,
 ) -> Artifact:  # fmt: skip
     """Write the artifact of a sub-network; `directory` appears only when every file was checked.
 
@@ -64,17 +67,23 @@ def export(
         calibration: real training inputs, batches of them, from which quantisation learns how large activations are.
         directory: the artifact; replaced if it exists.
         gate: what an int8 file may lose; None: whatever it does.
+        opset: ONNX operator set, see `export_onnx`.
+        fixed: sizes that every call of the files will have; `samples` and `calibration` may have others. None: any.
 
     Raises:
+        UsageError: sizes are to be fixed in a file of torch's.
         PrecisionLossError: an int8 file does not pass the gate.
         ArtifactError: a file's outputs differ from the network's by over 1e-4 in fp32, or are no numbers.
     """
-    tensors = {name: torch.from_numpy(array) for name, array in samples.items()}
+    if fixed is not None and deployment.runtime == "torch":
+        raise UsageError(f"{deployment.name}: sizes can be fixed in files of ONNX Runtime and OpenVINO only")
     expected = expected_outputs(network, samples, processor.head)
+    example, calibration = _of_sizes(samples, [samples], fixed)[0], _of_sizes(samples, calibration, fixed)
+    tensors = {name: torch.from_numpy(array) for name, array in example.items()}
     with new_directory(directory) as draft:
         network.save_pretrained(draft)
         processor.save(draft)
-        export_onnx(network, tensors, draft / ONNX, outputs=processor.head.outputs)
+        export_onnx(network, tensors, draft / ONNX, outputs=processor.head.outputs, opset=opset, fixed=fixed)
         files = file_deployments(deployment)
         for how in files.values():
             write_file(network, tensors, draft, how, calibration)
@@ -90,10 +99,20 @@ def export(
             macs=count_macs(shape, architecture), parameters=count_parameters(shape, architecture),
             parity=parity, predicted=predicted, measured=None, versions=runtime_versions(),
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), files={},
-            kept_fp32=kept,
+            kept_fp32=kept, opset=opset, fixed=fixed,
         )  # fmt: skip
         manifest.write(draft)
     return Artifact(directory, Manifest.read(directory))
+
+
+def _of_sizes(
+    samples: dict[str, np.ndarray], batches: Sequence[dict[str, np.ndarray]], fixed: FixedSizes | None
+) -> Sequence[dict[str, np.ndarray]]:
+    """`batches`, inputs as those of `samples`, as a file of fixed sizes takes them."""
+    if fixed is None:
+        return batches
+    is_text = {name: array.ndim == 2 and array.dtype.kind == "i" for name, array in samples.items()}
+    return [part for batch in batches for part in filled(batch, is_text, fixed)]
 
 
 def file_deployments(own: Deployment) -> dict[str, Deployment]:

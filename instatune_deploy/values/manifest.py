@@ -11,6 +11,7 @@ import pydantic
 from instatune_deploy.errors import ArtifactError
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.faults import first_fault
+from instatune_deploy.values.fixed import FixedSizes
 from instatune_deploy.values.front import Measured, Predicted
 from instatune_deploy.values.hashing import sha256_file
 
@@ -52,6 +53,10 @@ class Manifest:
     files: dict[str, str]
     #: Operations of the int8 file that the accuracy gate keeps in fp32.
     kept_fp32: tuple[str, ...] = ()
+    #: ONNX operator set of the plain file, which the others are made from; None: of a release that did not say.
+    opset: int | None = None
+    #: Sizes that every call of the model files has; None: any.
+    fixed: FixedSizes | None = None
     schema_version: int = SCHEMA_VERSION
 
     def write(self, directory: Path) -> None:

@@ -5,26 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
+from instatune_deploy.benching import bench_artifact
 from instatune_deploy.data.processor import Processor
+from instatune_deploy.device.lowering.onnx import OPSET
+from instatune_deploy.device.lowering.signature import read_signature
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.elastic.subnetwork import model_shape
 from instatune_deploy.elastic.supernet import Supernet
-from instatune_deploy.errors import ArtifactError
+from instatune_deploy.errors import ArtifactError, UsageError
 from instatune_deploy.stages import export as stage
 from instatune_deploy.stages.export import export, open_artifact
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.fixed import FixedSizes
 from instatune_deploy.values.space import Architecture, SearchSpace
+from instatune_deploy.verifying import verify_artifact
 from tests.helpers import write_image_model, write_text_model
 
 SPACE = SearchSpace.homogeneous(3, [2, 3], [2, 4], [16, 64])
 ARCHITECTURE = Architecture.parse("2L[4-16 2-64]")
 
 
-def export_tiny(kind: str, deployment: Deployment, directory: Path) -> stage.Artifact:
+def export_tiny(
+    kind: str, deployment: Deployment, directory: Path, *, opset: int = OPSET, fixed: FixedSizes | None = None
+) -> stage.Artifact:
     """The artifact of an untrained sub-network of unequal layers."""
     is_text = kind == "text"
     path = (write_text_model if is_text else write_image_model)(directory / "model")
@@ -40,7 +48,7 @@ def export_tiny(kind: str, deployment: Deployment, directory: Path) -> stage.Art
     network = Supernet(model, SPACE).extract(ARCHITECTURE)
     return export(
         network, ARCHITECTURE, deployment, model_shape(model, 8), processor, samples, [samples], directory / "out",
-        target="cpu-test", metric="accuracy", predicted=None,
+        target="cpu-test", metric="accuracy", predicted=None, opset=opset, fixed=fixed,
     )  # fmt: skip
 
 
@@ -83,3 +91,35 @@ def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path, monkeypatch: py
     with torch.no_grad(), pytest.raises(ArtifactError, match="no finite numbers"):
         export_tiny("text", Deployment("onnxruntime", "int8"), tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "deployment", "fixed"),
+    [
+        ("text", Deployment("openvino", "int8"), FixedSizes(1, 16)),
+        ("image", Deployment("onnxruntime", "int8"), FixedSizes(2)),
+    ],
+)
+def test_an_artifact_of_fixed_sizes(tmp_path: Path, kind: str, deployment: Deployment, fixed: FixedSizes) -> None:
+    artifact = open_artifact(export_tiny(kind, deployment, tmp_path, opset=18, fixed=fixed).directory)
+    assert (artifact.manifest.opset, artifact.manifest.fixed) == (18, fixed)
+    assert {
+        entry.version for entry in onnx.load(artifact.directory / "model.onnx").opset_import if not entry.domain
+    } == {18}
+    for file in artifact.manifest.parity:
+        for tensor in read_signature(artifact.directory / file).inputs:
+            assert tensor.dims[0] == fixed.batch
+            assert fixed.tokens is None or tensor.dims == (1, 16)
+    assert artifact.manifest.parity[artifact.model_file().name].max_abs_error < 0.05
+    if kind == "text":
+        found = bench_artifact(artifact.directory, seconds=1, processes=2, check=False, report=lambda line: None)
+        assert (found.tokens, found.deployment.batch) == (16, 1)
+        with pytest.raises(UsageError, match="batch 1, 16 tokens alone"):
+            bench_artifact(artifact.directory, sequence_length=8, report=lambda line: None)
+        verified = verify_artifact(artifact.directory, latency=False, report=lambda line: None)
+        assert verified.problems == ()
+
+
+def test_torchs_files_have_no_fixed_sizes(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="ONNX Runtime and OpenVINO only"):
+        export_tiny("text", Deployment("torch", "bf16"), tmp_path, fixed=FixedSizes(1, 16))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from instatune_deploy.device.lowering.fold import fold_weights
 from instatune_deploy.errors import ArtifactError
+from instatune_deploy.values.fixed import FixedSizes
 
 if TYPE_CHECKING:
     import onnx
@@ -23,31 +24,37 @@ if TYPE_CHECKING:
 
 #: Native Attention and exact Gelu: 5% faster in ONNX Runtime than opset 18 on BERT-base, as fast in OpenVINO.
 OPSET = 23
+#: Those to choose from. The exporter makes 18 and converts it up or down; BEiT cannot be said in 17.
+OPSETS = range(17, 24)
 _PROTOBUF_LIMIT_BYTES = 2**31 - 1
 
 
 def export_onnx(
     model: torch.nn.Module, example: dict[str, torch.Tensor], path: Path, *, outputs: Sequence[str] = ("logits",),
-    opset: int = OPSET,
+    opset: int = OPSET, fixed: FixedSizes | None = None,
 ) -> None:  # fmt: skip
     """Write `model` to `path` as ONNX.
 
-    The first axis of every input is dynamic (``batch``), and the second of every integer matrix (``sequence``).
+    The first axis of every input is dynamic (``batch``), and the second of every integer matrix (``sequence``), unless
+    they are fixed.
 
     Args:
         model: a module that takes the inputs of `example` by name; exported in evaluation mode, then put back.
         example: inputs by name, batch first; a batch of one is repeated, for axes of size one count as fixed.
         path: where to write; has either its old content or all of the new.
         outputs: names of the outputs in the order in which the module gives them, or of the first ones.
-        opset: ONNX operator set.
+        opset: ONNX operator set, one of `OPSETS`.
+        fixed: sizes that `example` has and that every call of the file will have; None: any.
 
     Raises:
-        ArtifactError: the module cannot be traced with dynamic axes, or is larger than one ONNX file can be (2 GB).
+        ArtifactError: the module cannot be traced with dynamic axes, cannot be said in the operator set, or is larger
+            than one ONNX file can be (2 GB).
     """
     import torch
 
-    example = {name: torch.cat([value, value]) if len(value) == 1 else value for name, value in example.items()}
-    axes = {name: dynamic_axes(value) for name, value in example.items()}
+    if fixed is None or fixed.batch is None:
+        example = {name: torch.cat([value, value]) if len(value) == 1 else value for name, value in example.items()}
+    axes = {name: dynamic_axes(value, fixed) for name, value in example.items()}
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -71,16 +78,22 @@ def export_onnx(
             module.training = training
     if program is None:
         raise ArtifactError(f"cannot export {type(model).__name__} to ONNX: the exporter made no program")
+    made = program.model.graph.opset_imports[""]
+    if made != opset:
+        raise ArtifactError(f"cannot export {type(model).__name__} to ONNX in opset {opset}: it needs opset {made}")
     write_onnx(program.model, path)
 
 
-def dynamic_axes(value: torch.Tensor) -> dict[int, Any]:
+def dynamic_axes(value: torch.Tensor, fixed: FixedSizes | None = None) -> dict[int, Any]:
     """Which axes of an input vary from call to call."""
     import torch
 
-    dynamic = torch.export.Dim.DYNAMIC
-    is_tokens = value.dim() == 2 and not value.is_floating_point()
-    return {0: dynamic, 1: dynamic} if is_tokens else {0: dynamic}
+    dynamic, axes = torch.export.Dim.DYNAMIC, dict[int, Any]()
+    if fixed is None or fixed.batch is None:
+        axes[0] = dynamic
+    if value.dim() == 2 and not value.is_floating_point() and (fixed is None or fixed.tokens is None):
+        axes[1] = dynamic
+    return axes
 
 
 @contextlib.contextmanager

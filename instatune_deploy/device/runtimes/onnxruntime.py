@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from instatune_deploy.device.runtimes.base import check_deployment, feed
+from instatune_deploy.device.runtimes.base import Session, check_deployment, feed
+from instatune_deploy.device.runtimes.fixed import with_fixed_sizes
 from instatune_deploy.errors import ArtifactError, TargetError
 from instatune_deploy.values.deployment import Deployment
 
@@ -72,7 +73,7 @@ class OnnxRuntime:
             return None
         return f"this ONNX Runtime has no {wanted}: {_INSTALL[deployment.device]}"
 
-    def load(self, path: Path, deployment: Deployment) -> OnnxSession:
+    def load(self, path: Path, deployment: Deployment) -> Session:
         """See `Runtime.load`."""
         check_deployment(self, deployment)
         options = onnxruntime.SessionOptions()
@@ -91,7 +92,11 @@ class OnnxRuntime:
             raise ArtifactError(f"onnxruntime cannot load {path}: {str(error).splitlines()[0]}") from error
         if deployment.device != "cpu":
             _check_providers(session, path, deployment)
-        return OnnxSession(path, session)
+        inputs = {
+            node.name: (tuple(size if isinstance(size, int) else -1 for size in node.shape), "int" in node.type)
+            for node in session.get_inputs()
+        }
+        return with_fixed_sizes(path, OnnxSession(path, session), inputs)
 
     def options(self, deployment: Deployment) -> dict[str, str]:
         """See `Runtime.options`."""

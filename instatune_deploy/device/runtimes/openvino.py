@@ -9,6 +9,7 @@ import numpy as np
 import openvino
 
 from instatune_deploy.device.runtimes.base import Session, check_deployment, feed
+from instatune_deploy.device.runtimes.fixed import with_fixed_sizes
 from instatune_deploy.errors import ArtifactError, TargetError
 from instatune_deploy.values.deployment import Deployment
 
@@ -110,9 +111,15 @@ class OpenVino:
         try:
             core = openvino.Core()
             model = core.read_model(path)
+            inputs = {
+                port.get_any_name(): (_sizes(port), port.get_element_type().is_integral()) for port in model.inputs
+            }
+            session: Session
             if deployment.device == "npu":
-                return FixedShapeSession(path, model, device, options)
-            return OpenVinoSession(path, core.compile_model(model, device, options))
+                session = FixedShapeSession(path, model, device, options)
+            else:
+                session = OpenVinoSession(path, core.compile_model(model, device, options))
+            return with_fixed_sizes(path, session, inputs)
         except RuntimeError as error:
             raise ArtifactError(f"openvino cannot load {path}: {_reason(error)}") from error
 
@@ -135,6 +142,11 @@ class OpenVino:
     def clock(self) -> float:
         """See `Runtime.clock`."""
         return time.perf_counter()
+
+
+def _sizes(port: openvino.Output) -> tuple[int, ...]:
+    """Sizes of an input, -1 where any will do."""
+    return tuple(size.get_length() if size.is_static else -1 for size in port.get_partial_shape())
 
 
 def _reason(error: RuntimeError) -> str:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from instatune_deploy.errors import UnknownNameError, UsageError
 from instatune_deploy.faces.cli.app import JsonOption, RunOption, app, emit, find_run, progress
+
+if TYPE_CHECKING:
+    from instatune_deploy.job import Job
+    from instatune_deploy.values.deployment import Deployment
+    from instatune_deploy.values.fixed import FixedSizes
 
 
 @app.command()
@@ -29,6 +34,19 @@ def export(
             "fp32 until it does; default: the recipe's.",
         ),
     ] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(min=17, max=23, help="ONNX operator set; default: the one that was measured fastest, 23."),
+    ] = None,
+    fixed_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Fix the length of texts to so many tokens, and the batch to the deployment's: faster in OpenVINO; "
+            "shorter texts are padded by whoever calls.",
+        ),
+    ] = None,
+    fixed_batch: Annotated[bool, typer.Option("--fixed-batch", help="Fix the batch to the deployment's.")] = False,
     run: RunOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -42,6 +60,7 @@ def export(
         raise UsageError(f"{out} exists already; name a new directory")
     directory = find_run(run)
 
+    from instatune_deploy.device.lowering.onnx import OPSET
     from instatune_deploy.pipeline import confirmed, export_network, open_run
     from instatune_deploy.values.space import Architecture
 
@@ -61,6 +80,8 @@ def export(
         None,
         tune_epochs=tune_epochs,
         max_drop=job.recipe.max_drop if max_drop is None else max_drop,
+        opset=opset or OPSET,
+        fixed=_fixed_sizes(job, chosen, fixed_length, batch=fixed_batch),
     )
     if confirm:
         artifact = confirmed(job, artifact)
@@ -69,9 +90,38 @@ def export(
     if as_json:
         emit({**found, "measured": None if measured is None else measured.__dict__})
         return
-    typer.echo(f"{out}: {network}, {artifact.manifest.macs / 1e9:.3f} GMACs")
+    fixed = artifact.manifest.fixed
+    sizes = "" if fixed is None else f", for {fixed} alone"
+    typer.echo(f"{out}: {network}, {artifact.manifest.macs / 1e9:.3f} GMACs, opset {artifact.manifest.opset}{sizes}")
     if measured is not None:
         typer.echo(
             f"measured on {chosen.name}: p50 {measured.p50_ms:.3f} ms, p90 {measured.p90_ms:.3f} ms, "
             f"{job.recipe.metric} {100 * measured.metric:.2f}% on {measured.n} samples of the report split"
         )
+
+
+def _fixed_sizes(job: Job, deployment: Deployment, tokens: int | None, *, batch: bool) -> FixedSizes | None:
+    """The sizes to fix in a network's files: the deployment's batch, and the length of texts; None: nothing.
+
+    Args:
+        tokens: length of every text; None: any. Whoever fixes the length fixes the batch.
+        batch: whether to fix the batch.
+
+    Raises:
+        UsageError: the run's network reads no texts, or not of that length.
+    """
+    from instatune_deploy.elastic.probing import longest_text
+    from instatune_deploy.values.fixed import FixedSizes
+
+    if tokens is None:
+        return FixedSizes(deployment.batch) if batch else None
+    if job.processor.head.reads != "text":
+        raise UsageError(f"{job.recipe.task} has no texts whose length could be fixed: fix the batch")
+    longest = longest_text(job.config)
+    if tokens < job.recipe.data.sequence_length or (longest is not None and tokens > longest):
+        most = "" if longest is None else f" and at most {longest}"
+        raise UsageError(
+            f"a length of {tokens} tokens will not do: texts of this run have up to {job.recipe.data.sequence_length}, so "
+            f"fix at least that{most}"
+        )
+    return FixedSizes(deployment.batch, tokens)
