@@ -1,4 +1,4 @@
-"""An artifact laid out for a model server: a repository of Triton or of OpenVINO Model Server."""
+"""An artifact laid out for a model server: a repository of Triton, OpenVINO Model Server or MLServer."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from instatune_deploy.errors import UnknownNameError, UsageError
 from instatune_deploy.sentences import write_sentence_encoder
 from instatune_deploy.stages.export import Artifact, open_artifact
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.serving import ServeSettings
 from instatune_deploy.workspace import new_directory
 
 #: Samples that a server may put into one call.
@@ -27,10 +28,10 @@ def write_repository(directory: Path, kind: str, out: Path, *, name: str, max_ba
     """Lay the artifact in `directory` out as a model repository, after its files were checked against their hashes.
 
     Args:
-        kind: ``triton``, ``ovms`` or ``sentence-transformers``.
+        kind: ``triton``, ``ovms``, ``mlserver`` or ``sentence-transformers``.
         out: the repository; must not exist. It appears only when it is complete.
         name: of the model in it: letters, digits, ``_``, ``-``, ``.``.
-        max_batch: samples that Triton may put into one call.
+        max_batch: samples that Triton or MLServer may put into one call.
 
     Raises:
         ArtifactError: it is no artifact, or a file was changed.
@@ -103,6 +104,17 @@ def _ovms(artifact: Artifact, draft: Path, name: str, max_batch: int) -> None:
     (draft / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
+def _mlserver(artifact: Artifact, draft: Path, name: str, max_batch: int) -> None:
+    """NAME/artifact, NAME/model-settings.json, and settings.json; started by ``mlserver start`` where the extra `serve` is
+    installed."""
+    shutil.copytree(artifact.directory, draft / name / "artifact")
+    settings = ServeSettings(name=name, max_batch=max_batch)
+    for path, data in (
+        (draft / name / "model-settings.json", settings.model("./artifact")), (draft / "settings.json", settings.server()),
+    ):  # fmt: skip
+        path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
 def _sentence_transformers(artifact: Artifact, draft: Path, name: str, max_batch: int) -> None:
     """The directory itself is the model: an encoder of texts in fp32."""
     write_sentence_encoder(artifact.directory, draft)
@@ -118,4 +130,6 @@ def _copy_model(artifact: Artifact, folder: Path) -> Path:
     return folder / f"model{source.suffix}"
 
 
-_WRITERS: dict[str, Callable[[Artifact, Path, str, int], None]] = {"triton": _triton, "ovms": _ovms, "sentence-transformers": _sentence_transformers}
+_WRITERS: dict[str, Callable[[Artifact, Path, str, int], None]] = {
+    "triton": _triton, "ovms": _ovms, "mlserver": _mlserver, "sentence-transformers": _sentence_transformers,
+}  # fmt: skip

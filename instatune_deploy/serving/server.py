@@ -7,38 +7,14 @@ import logging
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from mlserver import MLServer, ModelSettings, Settings
 
 from instatune_deploy.errors import UsageError
-from instatune_deploy.repositories import MAX_BATCH, MAX_REQUEST_BYTES, mlserver_model
 from instatune_deploy.serving.grpc import GrpcListener
 from instatune_deploy.serving.rest import MetricsListener, RestListener
-
-
-@dataclass(frozen=True)
-class ServeSettings:
-    """How an artifact is served.
-
-    Args:
-        name: of the model in requests.
-        http_port, grpc_port, metrics_port: 0 is a free one.
-        max_batch_rows: rows of one call of the network; `max_batch_wait_s`: seconds that a request may wait for company.
-        max_request_bytes: larger requests are refused.
-        calls: how many calls of the network run at once, each with the threads of its deployment.
-    """
-
-    name: str = "model"
-    host: str = "127.0.0.1"
-    http_port: int = 8080
-    grpc_port: int = 8081
-    metrics_port: int = 8082
-    max_batch_rows: int = MAX_BATCH
-    max_batch_wait_s: float = 0.0
-    max_request_bytes: int = MAX_REQUEST_BYTES
-    calls: int = 1
+from instatune_deploy.values.serving import ServeSettings
 
 
 class Server(MLServer):
@@ -107,20 +83,16 @@ def serve(directory: Path, settings: ServeSettings, ready: Callable[[dict[str, s
 async def _serve(directory: Path, settings: ServeSettings, ready: Callable[[dict[str, str]], None]) -> None:
     server = Server(
         Settings(
-            debug=False, parallel_workers=0, host=settings.host, http_port=settings.http_port,
-            grpc_port=settings.grpc_port, metrics_port=settings.metrics_port, gzip_enabled=False,
-            grpc_max_message_length=settings.max_request_bytes, load_models_at_startup=False,
+            **settings.server(), host=settings.host, http_port=settings.http_port, grpc_port=settings.grpc_port,
+            metrics_port=settings.metrics_port, gzip_enabled=False, load_models_at_startup=False,
             server_name="instatune-deploy",
             # uvicorn's own would set its loggers to chat.
             logging_settings={"version": 1, "disable_existing_loggers": False},
         )
     )  # fmt: skip
     addresses = server.bind()
-    model = mlserver_model(
-        settings.name, str(directory), max_batch=settings.max_batch_rows, max_wait_s=settings.max_batch_wait_s,
-        calls=settings.calls,
-    )  # fmt: skip
-    await server.run(ModelSettings.model_validate(model), lambda: ready(addresses))
+    model = ModelSettings.model_validate(settings.model(str(directory)))
+    await server.run(model, lambda: ready(addresses))
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -29,6 +29,7 @@ FLOORS = {
     "fleets": 5,
     "searching": 5,
     "kit": 6,
+    "serving": 6,
     "job": 6,
     "pipeline": 7,
     "verifying": 7,

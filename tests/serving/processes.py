@@ -40,7 +40,7 @@ _MODELS: dict[Task, tuple[Any, int]] = {
 _SPACE = SearchSpace.homogeneous(3, [2, 3], [2, 4], [16, 64])
 
 
-def export_text(task: Task, directory: Path, deployment: Deployment | None = None, tokens: int = TOKENS) -> Artifact:
+def export_text(task: Task, directory: Path) -> Artifact:
     """The artifact of an untrained sub-network for a task of texts; its classes are ``LABEL_0`` and so on.
 
     Its weights are large enough to make a difference.
@@ -50,12 +50,12 @@ def export_text(task: Task, directory: Path, deployment: Deployment | None = Non
     network = auto.from_pretrained(path, num_labels=classes)
     for parameter in network.parameters():
         parameter.data.mul_(4)
-    ids = np.random.default_rng(0).integers(5, 18, (3, tokens))
+    ids = np.random.default_rng(0).integers(5, 18, (3, TOKENS))
     samples = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     architecture = Architecture.parse("2L[4-64 2-16]")
     return export(
-        Supernet(network, _SPACE).extract(architecture), architecture, deployment or Deployment("onnxruntime"),
-        model_shape(network, tokens), Processor(str(path), task, tokens), samples, [samples], directory / "artifact",
+        Supernet(network, _SPACE).extract(architecture), architecture, Deployment("onnxruntime"),
+        model_shape(network, TOKENS), Processor(str(path), task, TOKENS), samples, [samples], directory / "artifact",
         target="cpu-test", metric="accuracy", predicted=None,
     )  # fmt: skip
 

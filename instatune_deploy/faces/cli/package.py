@@ -13,13 +13,17 @@ from instatune_deploy.faces.cli.app import JsonOption, app, emit
 @app.command()
 def package(
     artifact: Annotated[Path, typer.Argument(help="Directory that `run`, `select` or `export` wrote.")],
-    server: Annotated[str, typer.Option("--for", help="triton, ovms (OpenVINO Model Server), sentence-transformers.")],
+    server: Annotated[
+        str, typer.Option("--for", help="triton, mlserver, ovms (OpenVINO Model Server), sentence-transformers.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Repository to write; must not exist.")],
     name: Annotated[str, typer.Option(help="Of the model in it.")] = "model",
-    max_batch: Annotated[int, typer.Option(min=1, help="Samples that Triton may put into one call.")] = 32,
+    max_batch: Annotated[int, typer.Option(min=1, help="Samples that Triton or MLServer may put into one call.")] = 32,
     as_json: JsonOption = False,
 ) -> None:
     """Lay an artifact out as a model repository, with the sizes, types and threads it was measured with.
+
+    MLServer runs it by our own runtime, which takes texts and images as well: install the extra `serve` where it runs.
 
     Sentence Transformers gets the network without its head, in fp32, and the mean over its tokens: embeddings for search if the
     network is still the pre-trained one, of the task if it was fine-tuned to one.

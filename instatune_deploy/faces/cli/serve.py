@@ -10,6 +10,7 @@ import typer
 
 from instatune_deploy.errors import MissingExtraError
 from instatune_deploy.faces.cli.app import JsonOption, app, emit
+from instatune_deploy.values.serving import ServeSettings
 
 
 @app.command()
@@ -39,12 +40,11 @@ def serve(
     """
     if find_spec("mlserver") is None:
         raise MissingExtraError("mlserver", "serve")
-    from instatune_deploy.serving.server import ServeSettings
     from instatune_deploy.serving.server import serve as run
 
     settings = ServeSettings(
         name=name, host=host, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, calls=calls,
-        max_batch_rows=max_batch_size, max_batch_wait_s=max_batch_time / 1000, max_request_bytes=max_request_bytes,
+        max_batch=max_batch_size, max_wait_s=max_batch_time / 1000, max_request_bytes=max_request_bytes,
     )  # fmt: skip
 
     def ready(addresses: dict[str, str]) -> None:
