@@ -34,6 +34,7 @@ from transformers import (
 
 from instatune_deploy.data.dataset import TaskData, open_task_data
 from instatune_deploy.data.processor import Processor
+from instatune_deploy.elastic.models.beit3 import Beit3Config, Beit3ForVisualQuestionAnswering
 from instatune_deploy.elastic.pretrained import load_pretrained
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.faces.cli import main
@@ -54,6 +55,7 @@ class Family:
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48, "num_labels": 3}
 IMAGE = {**SIZES, "image_size": 16, "patch_size": 4}
 TEXT = {**SIZES, "vocab_size": 100, "max_position_embeddings": 32}
+QUESTIONS = {"vocab_size": 100, "max_position_embeddings": 32}
 #: As DeBERTa-v3 has it, with so few buckets that texts of 10 tokens reach those that hold several positions.
 RELATIVE = {
     "relative_attention": True, "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "norm_rel_ebd": "layer_norm",
@@ -70,6 +72,12 @@ def _text(config: PretrainedConfig, *, token_types: bool = False) -> Family:
     if token_types:
         inputs["token_type_ids"] = torch.zeros_like(ids)
     return Family(AutoModelForSequenceClassification.from_config(config), inputs, _space())
+
+
+def _image_and_text(model: PreTrainedModel) -> Family:
+    """A model that answers questions about images, one of which is padded."""
+    text = _text(BertConfig(**TEXT)).inputs
+    return Family(model, {**text, "pixel_values": torch.randn(3, 3, 16, 16)}, _space())
 
 
 def _image(model: PreTrainedModel) -> Family:
@@ -108,6 +116,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "deberta-v2": lambda: _text(DebertaV2Config(**TEXT, **RELATIVE), token_types=True),
     "deit": lambda: _image(_classifier(DeiTConfig(**IMAGE))),
     "beit": lambda: _image(_classifier(BeitConfig(**IMAGE, use_relative_position_bias=True, layer_scale_init_value=1))),
+    "beit3": lambda: _image(_classifier(Beit3Config(**IMAGE))),
 }
 #: Models whose configs leave out or add what the families' rows do not.
 VARIANTS: dict[str, Callable[[], Family]] = {
@@ -131,6 +140,7 @@ VARIANTS: dict[str, Callable[[], Family]] = {
             BeitConfig(**IMAGE, use_absolute_position_embeddings=True, use_mean_pooling=False, layer_scale_init_value=0)
         )
     ),
+    "beit3 with questions": lambda: _image_and_text(Beit3ForVisualQuestionAnswering(Beit3Config(**IMAGE, **QUESTIONS))),
 }
 
 

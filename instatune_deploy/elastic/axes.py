@@ -51,10 +51,13 @@ class AxisMap:
         keys_values: linear modules below a layer that make keys and values of the attention block's first input, where the
             block can run on the first positions of that input alone while these read all of it; empty where it cannot.
         inputs: what a sample is, tokens of a text or pixels of an image.
+        texts_too: the config's name of whether a sample is a text as well as an image.
         ffn_size: the config's name of the number of neurons.
         token_types: whether the family's tokenizers tell the sentences of a pair apart (`token_type_ids`).
         positions_after_padding: whether positions are counted from the padding token's id plus one.
         extra_tokens: tokens of an image beside its patches, such as the class token.
+        additive: whether what several heads, or neurons, put out is the sum of what each does; not where a norm stands between
+            them and the projection after them.
         position_table: relative positions that attention reads, if it does.
         refused: attributes of a config that must be unset or zero, each with the reason.
     """
@@ -67,11 +70,13 @@ class AxisMap:
     head_widths: tuple[str, ...]
     attention: str
     inputs: Literal["text", "image"]
+    texts_too: str | None = None
     keys_values: tuple[str, ...] = ()
     ffn_size: str = "intermediate_size"
     token_types: bool = False
     positions_after_padding: bool = False
     extra_tokens: int = 0
+    additive: bool = True
     position_table: PositionTable | None = None
     refused: tuple[tuple[str, str], ...] = ()
 
@@ -81,9 +86,14 @@ def rows(*modules: str) -> tuple[Axis, ...]:
     return tuple(Axis(f"{module}.{parameter}", 0) for module in modules for parameter in ("weight", "bias"))
 
 
-def columns(module: str) -> tuple[Axis, ...]:
-    """The input features of this linear module: columns of the weight."""
-    return (Axis(f"{module}.weight", 1),)
+def columns(*modules: str) -> tuple[Axis, ...]:
+    """The input features of these linear modules: columns of the weight."""
+    return tuple(Axis(f"{module}.weight", 1) for module in modules)
+
+
+def entries(*modules: str) -> tuple[Axis, ...]:
+    """What these norms have for each entry that they normalise: of the weight, of the bias."""
+    return tuple(Axis(f"{module}.{parameter}", 0) for module in modules for parameter in ("weight", "bias"))
 
 
 def one_column_a_head(parameter: str) -> tuple[Axis, ...]:

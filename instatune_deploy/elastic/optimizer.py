@@ -59,7 +59,7 @@ def _factors(network: PreTrainedModel, rates: RateSettings) -> Iterator[tuple[st
         elif inside.startswith(layers):
             index = int(inside.removeprefix(layers).partition(".")[0])
             factor = rates.layer_decay ** (depth - 1 - index)
-        elif "embeddings" in inside:
+        elif "embed" in inside:
             factor = rates.layer_decay**depth
         else:
             factor = 1.0  # a pooler or the last norm, above all layers

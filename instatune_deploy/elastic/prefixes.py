@@ -28,7 +28,8 @@ class SharedPrefixes:
 
     - sub-networks that begin with the same layers, kept alike, share these layers' outputs;
     - such that go on with the same layer at different sizes share what it computes: heads add up, in the projection after
-      them, and so do the neurons of an MLP, so a larger choice adds its own heads and neurons to the sum of a smaller one;
+      them, and so do the neurons of an MLP, so a larger choice adds its own heads and neurons to the sum of a smaller one
+      (but where norms stand before these projections, only the output of the same heads is shared);
     - of the last layer of each, what does not mix positions is computed only for those that the task head reads (a
       classifier reads the first).
 
@@ -67,7 +68,7 @@ class SharedPrefixes:
             batch: the model's inputs by name, such as `input_ids` of shape (samples, tokens).
         """
         if self._positions is None:
-            self._positions = positions_read(self.supernet, batch)
+            self._positions = positions_read(self.supernet, batch) if self.supernet.map.additive else 0
         with torch.inference_mode(), torch.autocast(
             self.supernet.model.device.type, dtype=self.dtype, enabled=self.dtype is not None
         ):  # fmt: skip
@@ -173,7 +174,7 @@ class _Remembered(nn.Module):
         block = self.full.get_submodule(self.axes.attention)
         if step.attention or positions is None:
             stack.enter_context(_replaced(block, _once(block.forward, step.attention)))
-        if step.attention:
+        if step.attention or not self.axes.additive:
             return
         (projection,) = _modules(self.full, self.axes.heads, dim=1)
         if positions is not None and self.axes.keys_values:
@@ -184,6 +185,8 @@ class _Remembered(nn.Module):
 
     def _share_neurons(self, stack: ExitStack, tokens: int) -> None:
         """Until `stack` is closed, the MLP computes what is needed of it."""
+        if not self.axes.additive:
+            return
         (first,), (last,) = (_modules(self.full, self.axes.ffn, dim) for dim in (0, 1))
         if self.positions is not None:
             stack.enter_context(_replaced(first, _narrowed(first.forward, self.positions)))

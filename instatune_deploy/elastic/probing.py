@@ -7,7 +7,7 @@ import copy
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel
 
-from instatune_deploy.elastic.families import axis_map
+from instatune_deploy.elastic.families import axis_map, inputs_of
 from instatune_deploy.elastic.pretrained import AUTO_CLASSES, TASK_OF_INPUTS
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.values.space import SearchSpace
@@ -17,7 +17,7 @@ def random_model(config: PretrainedConfig) -> PreTrainedModel:
     """A model of `config` with random weights and the head that its family's inputs suggest."""
     config = copy.deepcopy(config)
     config.architectures = config.architectures or []  # transformers looks for a family's head in it
-    return AUTO_CLASSES[TASK_OF_INPUTS[axis_map(config.model_type).inputs]].from_config(config).eval()
+    return AUTO_CLASSES[TASK_OF_INPUTS[inputs_of(config)]].from_config(config).eval()
 
 
 def probing_supernet(model: PreTrainedModel, space: SearchSpace) -> Supernet:
@@ -36,7 +36,7 @@ def synthetic_inputs(config: PretrainedConfig, tokens: int, batch: int, *, seed:
     """
     rng = np.random.default_rng(seed)
     axes = axis_map(config.model_type)
-    if axes.inputs == "image":
+    if inputs_of(config) == "image":
         size = (batch, config.num_channels, config.image_size, config.image_size)
         return {"pixel_values": rng.standard_normal(size, dtype=np.float32)}
     # Vocabularies start with special tokens and single characters.
@@ -46,8 +46,8 @@ def synthetic_inputs(config: PretrainedConfig, tokens: int, batch: int, *, seed:
 
 
 def longest_text(config: PretrainedConfig) -> int | None:
-    """How many tokens a text may have; None if the config sets no limit."""
-    positions = getattr(config, "max_position_embeddings", None)
+    """How many tokens a text may have; None if the config sets no limit, or the model reads no texts."""
+    positions = None if inputs_of(config) == "image" else getattr(config, "max_position_embeddings", None)
     if positions is None:
         return None
     skipped = int(config.pad_token_id or 0) + 1 if axis_map(config.model_type).positions_after_padding else 0

@@ -17,7 +17,7 @@ from transformers.modeling_utils import no_init_weights
 from transformers.utils.backbone_utils import BackboneConfigMixin
 
 from instatune_deploy.elastic.axes import Axis, AxisMap
-from instatune_deploy.elastic.families import axis_map, config_axis_map
+from instatune_deploy.elastic.families import axis_map, config_axis_map, inputs_of
 from instatune_deploy.elastic.models import find_model_class
 from instatune_deploy.errors import CheckpointError, SpaceError
 from instatune_deploy.values.macs import ModelShape
@@ -194,16 +194,18 @@ def model_shape(model: PreTrainedModel, tokens: int) -> ModelShape:
 
     Args:
         model: a full network with its task head.
-        tokens: length of a text in tokens; an image model's follows from its image and patch size.
+        tokens: length of a text in tokens; those of an image follow from its size and its patches'.
     """
     config, axes = model.config, present_axes(model)
     full, layers = full_architecture(config), layer_list(model, axes)
     heads, ffn = full.layers[0]
     in_layers = {id(p) for p in layers.parameters()}
+    kind = inputs_of(config)
+    text_tokens = tokens if kind == "image-text" else 0
     fixed_macs = 0
-    if axes.inputs == "image":
+    if kind != "text":
         patches = (config.image_size // config.patch_size) ** 2
-        tokens = patches + axes.extra_tokens
+        tokens = patches + axes.extra_tokens + text_tokens
         fixed_macs = sum(patches * m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d))
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and id(module.weight) not in in_layers:
@@ -221,9 +223,11 @@ def model_shape(model: PreTrainedModel, tokens: int) -> ModelShape:
         heads=heads,
         ffn=ffn,
         tokens=tokens,
+        text_tokens=text_tokens,
         fixed_macs=fixed_macs,
         fixed_parameters=sum(p.numel() for p in model.parameters() if id(p) not in in_layers),
         head_parameters=in_heads // heads,
+        neuron_parameters=in_ffn // ffn,
         layer_parameters=sum(p.numel() for p in layers[0].parameters()) - in_heads - in_ffn,
         position_products=products,
         position_rows=rows,

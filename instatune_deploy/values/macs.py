@@ -16,15 +16,17 @@ class ModelShape:
         family: Hugging Face's `model_type`, such as ``bert``.
         hidden: hidden size; `head_size`: size of one attention head.
         layers, heads, ffn: of the full network (counts).
-        tokens: sequence length, for images patches plus class and other tokens.
+        tokens: sequence length, for images patches plus class and other tokens, and the text's if there is one with them.
         fixed_macs: multiply-accumulates outside the layers, for one sample.
         fixed_parameters: parameters outside the layers.
         head_parameters: parameters of one head; None: its query, key and value with biases, and its part of the output.
+        neuron_parameters: parameters of one MLP neuron; None: a row with its bias, and a column.
         layer_parameters: parameters of one layer that belong to no head or neuron; None: two norms and two biases.
         position_products: with how many things of a head each of the relative positions is multiplied: its queries,
             its keys, or both.
         position_rows: how many relative positions that are.
         position_bias: whether heads add a learned bias to their attention scores.
+        text_tokens: those of `tokens` that are of the text beside an image.
     """
 
     family: str
@@ -37,10 +39,12 @@ class ModelShape:
     fixed_macs: int
     fixed_parameters: int
     head_parameters: int | None = None
+    neuron_parameters: int | None = None
     layer_parameters: int | None = None
     position_products: int = 0
     position_rows: int = 0
     position_bias: bool = False
+    text_tokens: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,7 +53,8 @@ class ModelShape:
     def signature(self) -> str:
         """Names the shapes that latency depends on; tables are found by it, whatever task the model is for. A head is a
         negligible part of a network, also where it reads every position: 9 tags on BERT-base are 0.008% of its MACs."""
-        sizes = f"h{self.hidden}-d{self.head_size}-{self.layers}x{self.heads}x{self.ffn}-t{self.tokens}"
+        tokens = f"{self.tokens - self.text_tokens}+{self.text_tokens}" if self.text_tokens else f"{self.tokens}"
+        sizes = f"h{self.hidden}-d{self.head_size}-{self.layers}x{self.heads}x{self.ffn}-t{tokens}"
         positions = f"-p{self.position_products}x{self.position_rows}" if self.position_products else ""
         return f"{self.family}-{sizes}{positions}{'-bias' if self.position_bias else ''}"
 
@@ -83,5 +88,7 @@ def count_parameters(shape: ModelShape, architecture: Architecture) -> int:
         head = shape.head_size * (4 * shape.hidden + 3)
     if layer is None:
         layer = 6 * shape.hidden
-    neuron = 2 * shape.hidden + 1
+    neuron = shape.neuron_parameters
+    if neuron is None:
+        neuron = 2 * shape.hidden + 1
     return shape.fixed_parameters + sum(layer + heads * head + ffn * neuron for heads, ffn in architecture.layers)

@@ -330,6 +330,7 @@ AUTO = "auto"
 #: The preset that ``paper`` stands for in each family.
 FAMILY_PRESETS = {
     "beit": "beit3-base",
+    "beit3": "beit3-base",
     "bert": "bert-base",
     "deberta-v2": "bert-base",
     "deit": "vit-base",

@@ -183,7 +183,7 @@ def test_a_missing_tensor_of_the_body_is_named_not_initialised(checkpoint: Path)
 
 def test_an_unsupported_family_names_the_supported_ones(tmp_path: Path) -> None:
     GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=20)).save_pretrained(tmp_path)
-    with pytest.raises(FamilyError, match=r"'gpt2' has no axis map; supported families: beit, bert, deberta-v2"):
+    with pytest.raises(FamilyError, match=r"'gpt2' has no axis map; supported families: beit, beit3, bert, deberta-v2"):
         load_config(str(tmp_path))
 
 

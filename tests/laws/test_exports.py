@@ -29,7 +29,10 @@ for d in map(pathlib.Path, sys.argv[1:]):
     with torch.inference_mode(): numpy.save(d / 'found.npy', load_subnetwork(d)(**x).logits.numpy())
 """
 #: Variants whose graphs have what those of their family's row have not.
-EXPORTED = ["deberta with projections of positions", "deit with a distillation head", "beit with absolute positions"]
+EXPORTED = [
+    "deberta with projections of positions", "deit with a distillation head", "beit with absolute positions",
+    "beit3 with questions",
+]  # fmt: skip
 
 
 def arrays_of(family: Family) -> dict[str, np.ndarray]:

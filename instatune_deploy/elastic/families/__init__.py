@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from instatune_deploy.elastic.axes import AxisMap
 from instatune_deploy.errors import FamilyError
@@ -37,6 +37,17 @@ def axis_map(model_type: str) -> AxisMap:
             f"model family {model_type!r} has no axis map; supported families: {', '.join(supported_families())}"
         )
     return _axis_maps()[model_type]
+
+
+def inputs_of(config: PretrainedConfig) -> Literal["text", "image", "image-text"]:
+    """What a sample is for models of `config`: a text, an image, or an image with a text.
+
+    Raises:
+        FamilyError: its family has no axis map.
+    """
+    axes = axis_map(config.model_type)
+    both = axes.texts_too is not None and getattr(config, axes.texts_too)
+    return "image-text" if both else axes.inputs
 
 
 def config_axis_map(config: PretrainedConfig) -> AxisMap:

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.modeling_outputs import ImageClassifierOutput, SequenceClassifierOutput
 
@@ -75,8 +76,9 @@ class Beit3ForVisualQuestionAnswering(Beit3PreTrainedModel):
         size = config.hidden_size
         self.beit3 = Beit3Model(config)
         self.pooler = Beit3Pooler(config)
-        self.head = nn.Sequential(
-            nn.Linear(size, 2 * size), nn.LayerNorm(2 * size), nn.GELU(), nn.Linear(2 * size, config.num_labels)
+        # The release's names: of a list whose third member was an activation.
+        self.head = nn.ModuleDict(
+            {"0": nn.Linear(size, 2 * size), "1": nn.LayerNorm(2 * size), "3": nn.Linear(2 * size, config.num_labels)}
         )
         self.post_init()
 
@@ -98,7 +100,8 @@ class Beit3ForVisualQuestionAnswering(Beit3PreTrainedModel):
             missing = "input_ids" if input_ids is None else "pixel_values"
             raise UsageError(f"{missing} are missing: a question about an image needs both, the question and the image")
         found = self.beit3(input_ids, pixel_values, attention_mask, output_hidden_states=output_hidden_states)
-        logits = self.head(self.pooler(found.last_hidden_state))
+        wide = self.head["1"](self.head["0"](self.pooler(found.last_hidden_state)))
+        logits = self.head["3"](F.gelu(wide))
         loss: Any = None if labels is None else ForSequenceClassificationLoss(labels, logits, self.config)
         output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=found.hidden_states)
         return output if return_dict else output.to_tuple()

@@ -117,7 +117,7 @@ class DropPath(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         if not self.training or not self.rate:
             return states
-        kept = torch.rand(len(states), *[1] * (states.dim() - 1), device=states.device) >= self.rate
+        kept = torch.rand(states.shape[0], *[1] * (states.dim() - 1), device=states.device) >= self.rate
         return states * kept / (1 - self.rate)
 
 
@@ -166,7 +166,7 @@ class Beit3VisionEmbedding(nn.Module):
             raise UsageError(f"images are {height}x{width} pixels, but the model reads {wanted}x{wanted}")
         if bool_masked_pos is not None:
             found = torch.where(bool_masked_pos.bool().unsqueeze(-1), self.mask_token.to(found.dtype), found)
-        return torch.cat([self.cls_token.to(found.dtype).expand(len(found), -1, -1), found], dim=1)
+        return torch.cat([self.cls_token.to(found.dtype).expand(found.shape[0], -1, -1), found], dim=1)
 
 
 class Beit3Encoder(nn.Module):
@@ -257,7 +257,7 @@ class Beit3Model(Beit3PreTrainedModel):
         if input_ids is not None and attention_mask is not None:
             seen = attention_mask.bool()
             if split:
-                seen = torch.cat([seen.new_ones(len(seen), split), seen], dim=1)
+                seen = torch.cat([seen.new_ones(seen.shape[0], split), seen], dim=1)
             states = states * seen.unsqueeze(-1).to(states.dtype)
             mask = seen[:, None, None, :].expand(-1, -1, seen.shape[1], -1)
         states = self.encoder.dropout(states)
