@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
@@ -117,6 +119,7 @@ def test_copies_without_links_and_archives_with_them_work(
     alone = Path(shutil.copytree(written.directory / "middle", tmp_path / "alone"))
     assert (alone / "weights.bin").stat().st_nlink == 1
     assert_same(alone, artifacts["middle"])
+    onnx.load(alone / "model.onnx")  # the library itself reads weights only where they have one name
     with tarfile.open(tmp_path / "fleet.tar", "w") as archive:
         archive.add(written.directory, "fleet")
     with tarfile.open(tmp_path / "fleet.tar") as archive:
@@ -125,6 +128,18 @@ def test_copies_without_links_and_archives_with_them_work(
     for name in MEMBERS:
         assert (tmp_path / "fleet" / name / "weights.bin").stat().st_nlink == 7
         assert_same(tmp_path / "fleet" / name, artifacts[name])
+
+
+def test_a_file_system_without_hard_links_gets_copies(
+    artifacts: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(source: Path, destination: Path) -> None:
+        raise PermissionError(1, "Operation not permitted", str(source))
+
+    monkeypatch.setattr(os, "link", refuse)
+    found = write_fleet({"small": artifacts["small"].directory}, tmp_path / "fleet")
+    assert (found.directory / "small" / "weights.bin").stat().st_nlink == 1
+    assert_same(found.directory / "small", artifacts["small"])
 
 
 def test_members_of_fleets_make_a_fleet(written: WrittenFleet, artifacts: dict[str, Artifact], tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from instatune_deploy.fleets import WrittenFleet
 from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.selection import Selection
+
+if TYPE_CHECKING:
+    from instatune_deploy.fleets import WrittenFleet
 
 
 def print_selections(selections: Sequence[Selection], run: Path) -> None:
