@@ -101,7 +101,9 @@ def select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sele
         raise UsageError(f"select measures on {target.name}: a budget cannot be on {places[0]}")
     name = f"{percentile}-{budget.file_name}"
     stage = f"select-{target.name}-{name}"
-    key = content_key(job.supernet_key, front.to_list(), budget.text, percentile, job.inputs_key, job.recipe.max_drop)
+    key = content_key(
+        job.supernet_key, front.to_list(), budget.text, percentile, job.inputs_key, job.recipe.max_drop, job.recipe.tune_epochs,
+    )  # fmt: skip
     record_path = workspace.path("selections", f"{target.name}-{name}.json")
     artifact_path = workspace.path("artifacts", target.name, name)
     if workspace.is_done(stage, key):
@@ -169,8 +171,9 @@ def try_candidate(
     """Export a candidate into `draft` and measure whether it keeps a budget."""
     deployment, percentile = candidate.deployment, job.recipe.percentile
     artifact = export_network(
-        job, target, candidate.architecture, deployment, draft, candidate.predicted, max_drop=job.recipe.max_drop
-    )
+        job, target, candidate.architecture, deployment, draft, candidate.predicted,
+        tune_epochs=job.recipe.tune_epochs, max_drop=job.recipe.max_drop,
+    )  # fmt: skip
     confirmation = _confirm(job, artifact, reference.artifact, deployment)
     measured, beside_ms = confirmation.measured, confirmation.reference.percentile_ms(percentile)
     # A share is held against the full network as it ran in the same rounds, where both run alike.

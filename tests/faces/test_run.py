@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
+from instatune_deploy.elastic.subnetwork import load_subnetwork
+from instatune_deploy.elastic.supernet import load_supernet
 from instatune_deploy.values.fleet import Fleet
 from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.selection import Selection
+from instatune_deploy.values.space import Architecture
 from tests.helpers import write_project
 
 COMMAND = [sys.executable, "-m", "instatune_deploy"]
@@ -134,12 +138,7 @@ def test_a_second_run_reuses_everything(project: Path, run: Path) -> None:
 def test_the_artifact_runs_in_plain_runtimes_and_predicts_what_the_supernet_predicts(run: Path) -> None:
     import onnxruntime
     import openvino
-    import torch
     from transformers import AutoTokenizer
-
-    from instatune_deploy.elastic.subnetwork import load_subnetwork
-    from instatune_deploy.elastic.supernet import load_supernet
-    from instatune_deploy.values.space import Architecture
 
     selection = json.loads((run / "result.json").read_text())[0]
     directory = run / selection["artifact"]
@@ -180,6 +179,20 @@ def test_select_meets_an_absolute_budget_or_says_what_is_nearest(project: Path, 
     assert nothing.err.strip().splitlines()[-1].startswith("error: nothing is predicted to meet 0.0001ms; nearest: ")
     assert "(predicted; latency p50)" in nothing.err
     assert nothing.out == ""
+
+
+def test_what_is_selected_may_be_tuned_alone(project: Path, run: Path) -> None:
+    arguments = ("select", "--macs-budget", "75%", "--json", "--run", str(run))
+    shared, tuned = (call(project, *arguments, *more) for more in ((), ("--tune-epochs", "1")))
+    assert (shared.code, tuned.code) == (0, 0), tuned.err
+    assert "alone: 1 epochs of 300 samples" in tuned.err
+    assert "reused" in call(project, *arguments, "--tune-epochs", "1").err
+    assert tuned.json["measured"]["n"] == 100
+    network = Architecture.parse(tuned.json["architecture"])
+    weights = load_subnetwork(run / tuned.json["artifact"]).state_dict()
+    untuned = load_supernet(run / "supernet").extract(network).state_dict()
+    assert weights.keys() == untuned.keys()
+    assert any(not torch.equal(weights[name], untuned[name]) for name in weights)
 
 
 def test_select_keeps_several_budgets_and_says_who_else_there_was(project: Path, run: Path) -> None:
@@ -342,8 +355,6 @@ def test_optimum_loads_the_artifact(run: Path) -> None:
     from optimum.intel import OVModelForSequenceClassification
     from optimum.onnxruntime import ORTModelForSequenceClassification
     from transformers import AutoTokenizer, pipeline
-
-    from instatune_deploy.elastic.subnetwork import load_subnetwork
 
     directory = run / json.loads((run / "result.json").read_text())[0]["artifact"]
     tokenizer = AutoTokenizer.from_pretrained(directory)

@@ -33,6 +33,12 @@ def select(
     ] = None,
     target: Annotated[str | None, typer.Option(help="A target; default: the recipe's first.")] = None,
     percentile: Annotated[str | None, typer.Option(help="p50, p90 or p99; default: the recipe's.")] = None,
+    tune_epochs: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Tune it alone for so many passes over the training data first; default: the recipe's."
+        ),
+    ] = None,
     run: RunOption = None,
     foreign_tables: ForeignTablesOption = False,
     as_json: JsonOption = False,
@@ -71,6 +77,8 @@ def select(
     job.recipe = with_foreign_tables(job.recipe, foreign_tables)
     if percentile is not None:
         job.recipe = job.recipe.model_copy(update={"percentile": percentile})
+    if tune_epochs is not None:
+        job.recipe = job.recipe.model_copy(update={"tune_epochs": tune_epochs})
     wanted = job.target(target or next(iter(job.recipe.targets)))
     selection = select_network(job, wanted, job.search([wanted])[wanted.name], budget)
     if as_json:
