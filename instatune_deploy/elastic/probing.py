@@ -14,10 +14,11 @@ from instatune_deploy.values.space import SearchSpace
 
 
 def random_model(config: PretrainedConfig) -> PreTrainedModel:
-    """A model of `config` with random weights and the head that its family's inputs suggest."""
+    """A model of `config` with random weights and the head that its family's inputs suggest: one for images where it reads
+    texts as well."""
     config = copy.deepcopy(config)
     config.architectures = config.architectures or []  # transformers looks for a family's head in it
-    return AUTO_CLASSES[TASK_OF_INPUTS[inputs_of(config)]].from_config(config).eval()
+    return AUTO_CLASSES[TASK_OF_INPUTS[axis_map(config.model_type).inputs]].from_config(config).eval()
 
 
 def probing_supernet(model: PreTrainedModel, space: SearchSpace) -> Supernet:
@@ -28,21 +29,23 @@ def probing_supernet(model: PreTrainedModel, space: SearchSpace) -> Supernet:
 
 
 def synthetic_inputs(config: PretrainedConfig, tokens: int, batch: int, *, seed: int) -> dict[str, np.ndarray]:
-    """Inputs by name, real in shape, for timing: full masks and ordinary token ids, or pixels; never zeros.
+    """Inputs by name, real in shape, for timing: full masks and ordinary token ids, or pixels, or both; never zeros.
 
     Args:
         tokens: length of a text; an image's size follows from `config`.
         batch: samples.
     """
     rng = np.random.default_rng(seed)
-    axes = axis_map(config.model_type)
-    if inputs_of(config) == "image":
+    kind, images = inputs_of(config), dict[str, np.ndarray]()
+    if kind != "text":
         size = (batch, config.num_channels, config.image_size, config.image_size)
-        return {"pixel_values": rng.standard_normal(size, dtype=np.float32)}
+        images["pixel_values"] = rng.standard_normal(size, dtype=np.float32)
+    if kind == "image":
+        return images
     # Vocabularies start with special tokens and single characters.
     ids = rng.integers(min(1000, config.vocab_size // 2), config.vocab_size, (batch, tokens))
-    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-    return {**inputs, "token_type_ids": np.zeros_like(ids)} if axes.token_types else inputs
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), **images}
+    return {**inputs, "token_type_ids": np.zeros_like(ids)} if axis_map(config.model_type).token_types else inputs
 
 
 def longest_text(config: PretrainedConfig) -> int | None:

@@ -10,6 +10,7 @@ from instatune_deploy.elastic.importance import first_order_importance, sort_by_
 from instatune_deploy.elastic.models.beit3 import Beit3Config, Beit3ForImageClassification
 from instatune_deploy.elastic.optimizer import RateSettings, parameter_groups
 from instatune_deploy.elastic.pretrained import space_for
+from instatune_deploy.elastic.probing import longest_text, random_model, synthetic_inputs
 from instatune_deploy.elastic.subnetwork import model_shape
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.values.macs import count_macs, count_parameters
@@ -112,6 +113,27 @@ def test_texts_are_counted_beside_images(family: Family, supernet: Supernet) -> 
     width = 4 * 8
     more = 4 * (4 * 32 * width + 2 * 32 * 48 + 2 * width * (28**2 - 27**2))
     assert count_macs(longer, longer.full()) - count_macs(shape, shape.full()) == more
+
+
+@torch.inference_mode()
+def test_what_reads_both_is_given_both(family: Family) -> None:
+    inputs = synthetic_inputs(family.model.config, 9, 2, seed=0)
+    assert {name: array.shape for name, array in inputs.items()} == {
+        "input_ids": (2, 9), "attention_mask": (2, 9), "pixel_values": (2, 3, 16, 16),
+    }  # fmt: skip
+    assert family.model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits.shape == (2, 3)
+    assert longest_text(family.model.config) == 30
+
+
+def test_a_body_that_reads_both_is_measured_on_images() -> None:
+    body = Beit3Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=16, image_size=8, patch_size=4,
+        vocab_size=20, max_position_embeddings=8,
+    )  # fmt: skip
+    model = random_model(body)
+    assert type(model) is Beit3ForImageClassification
+    assert list(synthetic_inputs(model.config, 9, 2, seed=0)) == ["pixel_values"]
+    assert longest_text(model.config) is None
 
 
 def test_an_image_classifier_has_vision_experts_alone() -> None:
