@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.finetune_cells import PRECISION
 from benchmarks.results import RESULTS, write_result
 from benchmarks.tuning_tasks import SUBJECTS, Material
 from instatune_deploy.device.lowering.onnx import export_onnx
@@ -81,8 +82,8 @@ def make_job(task: str, supernet: Path, wanted: argparse.Namespace) -> Job:
     subject = SUBJECTS[task]
     recipe = Recipe.model_validate({
         "name": f"deployed-speed-{task}", "model": subject.model, "task": subject.task, "data": subject.data.model_dump(),
-        "space": subject.space, "finetune": {"teacher": None} if subject.fine_tuned else "best",
-        "search": {"evaluations": wanted.evaluations},
+        "space": subject.space, "finetune": {**PRECISION, "teacher": None if subject.fine_tuned else PRECISION},
+        "search": {"evaluations": wanted.evaluations}, "tune_epochs": wanted.tune_epochs,
         "profile": {"seconds": wanted.profile_seconds, "confirm_seconds": wanted.confirm_seconds, "wait_seconds": 5},
         "targets": {TARGET: [f"loss<={points:g}, fastest" for points in LOSSES.values()]},
     })  # fmt: skip
@@ -94,6 +95,9 @@ def make_job(task: str, supernet: Path, wanted: argparse.Namespace) -> Job:
         path = job.workspace.path("supernet")
         with new_directory(path) as draft:
             shutil.copytree(supernet, draft, dirs_exist_ok=True)
+        if wanted.teacher.is_dir():  # which tunes what is selected
+            with new_directory(job.workspace.path("teacher")) as draft:
+                shutil.copytree(wanted.teacher, draft, dirs_exist_ok=True)
         key = content_key(job.inputs_key, recipe.finetune.model_dump(exclude={"preset"}), job.space.to_dict())
         job.workspace.mark_done("finetune", key, [path])
         job.workspace.mark_done("planted", planted, [path])
@@ -127,12 +131,13 @@ def default_export(job: Job) -> Path:
 def exported(job: Job, target: Target, name: str, network: Architecture, how: Deployment, *, fixed: bool) -> Artifact:
     """An artifact of ours, made once."""
     path = job.workspace.path("beside", f"{name}-{'fixed' if fixed else 'any'}")
-    key = content_key(job.supernet_key, str(network), how.name)
+    key = content_key(job.supernet_key, str(network), how.name, job.recipe.tune_epochs)
     stage = f"beside-{path.name}"
     if not job.workspace.is_done(stage, key):
         tokens = job.recipe.data.sequence_length if job.processor.head.reads == "text" else None
         sizes = FixedSizes(how.batch, tokens) if fixed else None
-        export_network(job, target, network, how, path, None, fixed=sizes)
+        tuned = 0 if network == job.supernet.full else job.recipe.tune_epochs
+        export_network(job, target, network, how, path, None, tune_epochs=tuned, fixed=sizes)
         job.workspace.mark_done(stage, key, [path])
     return open_artifact(path)
 
@@ -281,9 +286,8 @@ def run_task(task: str, wanted: argparse.Namespace) -> list[Row]:
     if chosen:
         network = Architecture.parse(next(reversed(chosen.values())).architecture)
         rows += export_times(job, target, network)
-    teacher = wanted.teacher or wanted.supernet.parent / "teacher"
-    if teacher.is_dir():
-        accuracy = teacher_accuracy(job, teacher)
+    if wanted.teacher.is_dir():
+        accuracy = teacher_accuracy(job, wanted.teacher)
         rows.append({"what": "teacher", "accuracy": accuracy, "seed": 0, "split": "report", "n": len(job.report_split)})
     selected = [
         {"what": "selection", "loss": name, "seed": job.recipe.seed, "split": "report", "n": found.measured.n, **found.to_dict()}
@@ -298,12 +302,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--supernet", type=Path, help="default: that of the fine-tuning benchmark")
     parser.add_argument("--teacher", type=Path, help="the plainly fine-tuned model; default: beside the super-network")
     parser.add_argument("--evaluations", type=int, default=150, help="sub-networks that the search evaluates")
+    parser.add_argument("--tune-epochs", type=float, default=2.0, help="for which a candidate is tuned alone")
     parser.add_argument("--profile-seconds", type=float, default=60.0, help="of measuring for a latency table")
     parser.add_argument("--confirm-seconds", type=float, default=10.0, help="of measuring a candidate")
     parser.add_argument("--seconds", type=float, default=3.0, help="of measuring a file in a pass")
     parser.add_argument("--passes", type=int, default=5)
     wanted = parser.parse_args(arguments)
     wanted.supernet = wanted.supernet or Path("runs/finetune-accuracy") / wanted.task / "best-0" / "supernet"
+    wanted.teacher = wanted.teacher or wanted.supernet.parent / "teacher"
     quiet_libraries()
     result = RESULTS / f"{NAME}.json"
     before = json.loads(result.read_text(encoding="utf-8"))["rows"] if result.is_file() else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -39,6 +39,8 @@ from instatune_deploy.workspace import (
 )
 
 RECIPE_FILE = "recipe.yaml"
+#: How far below a limit on the metric a network may be predicted and still be tried where it is tuned alone first.
+TUNING_GAIN = 0.01
 
 
 def run(recipe: Recipe, workspace: Workspace, report: Report) -> list[Selection]:
@@ -111,6 +113,11 @@ def select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sele
         return Selection.from_dict(json.loads(record_path.read_text(encoding="utf-8")))
     reference = FullNetwork(job, target, front)
     promised = bounds_of(budget.limits, reference.predicted)
+    if job.recipe.tune_epochs:
+        promised = [
+            replace(bound, number=bound.number - TUNING_GAIN) if bound.objective.kind == "metric" else bound
+            for bound in promised
+        ]
     choices = shortlist(front.candidates, promised, budget.prefer)
     if not choices:
         near = nearest(front.candidates, promised, percentile)
