@@ -35,6 +35,8 @@ from instatune_deploy.values.fixed import FixedSizes
 from instatune_deploy.values.space import Architecture, SearchSpace
 
 OPSETS, TOKENS, SEED = (17, 18, 20, 23), 128, 0
+#: Width of a head in all of these networks.
+HEAD = 32
 #: What ONNX Runtime's fused files are measured in, and what plain ones are.
 FUSED = [Deployment("onnxruntime")]
 PLAIN = [
@@ -114,11 +116,10 @@ def fuse_attention(source: Path, destination: Path) -> bool:
         # Reshape and Transpose stand between a projection and attention, and between attention and what follows.
         projected = [made_by[made_by[name].input[0]].input[0] for name in node.input[:3]]
         width = next(weights[name].dims[-1] for name in _upwards(made_by[projected[0]], made_by) if name in weights)
-        head = next(a.f for a in node.attribute if a.name == "scale") ** -2
         merged = used_by[used_by[node.output[0]].output[0]]
         masks = ["", "", *node.input[3:4]] if len(node.input) > 3 else []
         fused = helper.make_node(
-            "MultiHeadAttention", [*projected, *masks], merged.output, domain="com.microsoft", num_heads=round(width / head)
+            "MultiHeadAttention", [*projected, *masks], merged.output, domain="com.microsoft", num_heads=width // HEAD
         )  # fmt: skip
         for old in (used_by[node.output[0]], merged):
             graph.node.remove(old)

@@ -63,8 +63,9 @@ def _triton(artifact: Artifact, draft: Path, name: str, max_batch: int) -> None:
 def triton_config(name: str, signature: Signature, deployment: Deployment, max_batch: int) -> str:
     """The text of a `config.pbtxt`: every size is said, for Triton need not guess; -1 is a size that varies.
 
-    The first size of every tensor is the batch, which Triton adds itself.
+    The first size of every tensor is the batch, which Triton adds itself, unless it is fixed: then Triton may not batch.
     """
+    batched = all(tensor.dims[0] == -1 for tensor in signature.inputs)
     if deployment.runtime == "onnxruntime":
         parameters = {
             "intra_op_thread_count": str(deployment.threads), "inter_op_thread_count": "1", "execution_mode": "0"
@@ -75,16 +76,16 @@ def triton_config(name: str, signature: Signature, deployment: Deployment, max_b
         if deployment.precision == "bf16":
             parameters["HINT_BF16"] = "YES"
     kind = "KIND_CPU" if deployment.device == "cpu" else "KIND_GPU"
-    lines = [f'name: "{name}"', f'backend: "{deployment.runtime}"', f"max_batch_size: {max_batch}"]
-    lines += [f"input {_triton_tensor(tensor)}" for tensor in signature.inputs]
-    lines += [f"output {_triton_tensor(tensor)}" for tensor in signature.outputs]
-    lines += [f"instance_group {{ count: 1 kind: {kind} }}", "dynamic_batching { }"]
+    lines = [f'name: "{name}"', f'backend: "{deployment.runtime}"', f"max_batch_size: {max_batch if batched else 0}"]
+    lines += [f"input {_triton_tensor(tensor, batched)}" for tensor in signature.inputs]
+    lines += [f"output {_triton_tensor(tensor, batched)}" for tensor in signature.outputs]
+    lines += [f"instance_group {{ count: 1 kind: {kind} }}", *(["dynamic_batching { }"] if batched else [])]
     lines += [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in parameters.items()]
     return "\n".join(lines) + "\n"
 
 
-def _triton_tensor(tensor: Tensor) -> str:
-    dims = ", ".join(str(size) for size in tensor.dims[1:])
+def _triton_tensor(tensor: Tensor, batched: bool) -> str:
+    dims = ", ".join(str(size) for size in tensor.dims[batched:])
     return f'{{ name: "{tensor.name}" data_type: {_TRITON_TYPES[tensor.dtype]} dims: [ {dims} ] }}'
 
 

@@ -18,6 +18,7 @@ from instatune_deploy.errors import ArtifactError, UnknownNameError, UsageError
 from instatune_deploy.repositories import triton_config, write_repository
 from instatune_deploy.stages.export import Artifact
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.fixed import FixedSizes
 from tests.helpers import call_main
 from tests.stages.test_export import export_tiny
 
@@ -26,12 +27,14 @@ TYPES = {"TYPE_INT64": "int64", "TYPE_FP32": "float32"}
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
-    """A text model for ONNX Runtime in int8, and an image model for OpenVINO."""
+    """A text model for ONNX Runtime in int8, an image model for OpenVINO, and a text model of fixed sizes for it."""
     ways = {"text": Deployment("onnxruntime", "int8", threads=2), "image": Deployment("openvino")}
-    return {kind: export_tiny(kind, way, tmp_path_factory.mktemp(kind)) for kind, way in ways.items()}
+    made = {kind: export_tiny(kind, way, tmp_path_factory.mktemp(kind)) for kind, way in ways.items()}
+    fixed = export_tiny("text", ways["image"], tmp_path_factory.mktemp("fixed"), fixed=FixedSizes(1, 16))
+    return {**made, "fixed": fixed}
 
 
-@pytest.mark.parametrize("kind", ["text", "image"])
+@pytest.mark.parametrize("kind", ["text", "image", "fixed"])
 def test_tritons_own_definition_reads_the_configuration_and_the_graph_agrees(
     artifacts: dict[str, Artifact], kind: str, tmp_path: Path
 ) -> None:
@@ -40,19 +43,20 @@ def test_tritons_own_definition_reads_the_configuration_and_the_graph_agrees(
     out = write_repository(artifacts[kind].directory, "triton", tmp_path / "models", name="tiny", max_batch=8)
     config = text_format.Parse((out / "tiny" / "config.pbtxt").read_text(), model_config_pb2.ModelConfig())
     deployment = artifacts[kind].manifest.deployment
-    assert (config.name, config.backend, config.max_batch_size) == ("tiny", deployment.runtime, 8)
-    assert config.HasField("dynamic_batching")
+    batch = () if kind == "fixed" else (-1,)  # which is Triton's
+    assert (config.name, config.backend, config.max_batch_size) == ("tiny", deployment.runtime, 8 if batch else 0)
+    assert config.HasField("dynamic_batching") == bool(batch)
     file = out / "tiny" / "1" / ("model.onnx" if kind == "text" else "model.xml")
     signature = read_signature(file)
     for said, graph in ((config.input, signature.inputs), (config.output, signature.outputs)):
         assert [tensor.name for tensor in said] == [tensor.name for tensor in graph]
         for tensor, own in zip(said, graph, strict=True):
             assert TYPES[model_config_pb2.DataType.Name(tensor.data_type)] == own.dtype
-            assert (-1, *tensor.dims) == own.dims  # the batch is Triton's
+            assert (*batch, *tensor.dims) == own.dims
     parameters = {key: value.string_value for key, value in config.parameters.items()}
     key = "intra_op_thread_count" if kind == "text" else "INFERENCE_NUM_THREADS"
     assert parameters[key] == str(deployment.threads)
-    assert list(config.input[0].dims) == ([-1] if kind == "text" else [3, 8, 8])
+    assert list(config.input[0].dims) == {"text": [-1], "image": [3, 8, 8], "fixed": [1, 16]}[kind]
     run_and_compare(file, artifacts[kind])
 
 
