@@ -16,6 +16,7 @@ from instatune_deploy.errors import UnknownNameError, UsageError
 from instatune_deploy.sentences import write_sentence_encoder
 from instatune_deploy.stages.export import Artifact, open_artifact
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.fleet import FLEET_NAME, Fleet
 from instatune_deploy.values.serving import ServeSettings
 from instatune_deploy.workspace import new_directory
 
@@ -25,7 +26,8 @@ _TRITON_TYPES = {"int64": "TYPE_INT64", "int32": "TYPE_INT32", "float32": "TYPE_
 
 
 def write_repository(directory: Path, kind: str, out: Path, *, name: str, max_batch: int = MAX_BATCH) -> Path:
-    """Lay the artifact in `directory` out as a model repository, after its files were checked against their hashes.
+    """Lay the artifact in `directory`, for MLServer also a fleet, out as a model repository, after its files were checked
+    against their hashes.
 
     Args:
         kind: ``triton``, ``ovms``, ``mlserver`` or ``sentence-transformers``.
@@ -44,6 +46,12 @@ def write_repository(directory: Path, kind: str, out: Path, *, name: str, max_ba
         raise UsageError(f"{out} exists already; name a new directory")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UsageError(f"a model cannot be called {name!r}: use letters, digits, _, - and .")
+    if kind == "mlserver" and (directory / FLEET_NAME).is_file():
+        for member in Fleet.read(directory).members:
+            open_artifact(directory / member.directory)
+        with new_directory(out) as draft:
+            _write_mlserver(directory, draft, name, max_batch)
+        return out
     artifact = open_artifact(directory)
     with new_directory(out) as draft:
         _WRITERS[kind](artifact, draft, name, max_batch)
@@ -106,9 +114,13 @@ def _ovms(artifact: Artifact, draft: Path, name: str, max_batch: int) -> None:
 
 
 def _mlserver(artifact: Artifact, draft: Path, name: str, max_batch: int) -> None:
+    _write_mlserver(artifact.directory, draft, name, max_batch)
+
+
+def _write_mlserver(directory: Path, draft: Path, name: str, max_batch: int) -> None:
     """NAME/artifact, NAME/model-settings.json, and settings.json; started by ``mlserver start`` where the extra `serve` is
     installed."""
-    shutil.copytree(artifact.directory, draft / name / "artifact")
+    shutil.copytree(directory, draft / name / "artifact")
     settings = ServeSettings(name=name, max_batch=max_batch)
     for path, data in (
         (draft / name / "model-settings.json", settings.model("./artifact")), (draft / "settings.json", settings.server()),

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from mlserver.errors import InferenceError, MLServerError
 
-from instatune_deploy.device.lowering.signature import Signature
 from instatune_deploy.device.runtimes.base import Session
 
 #: Rows that may wait; further requests are refused with 429.
@@ -45,20 +44,19 @@ class Batcher:
 
     Args:
         sessions: of each member one for every call that may run at once.
-        signature: of the network; a size of it that is fixed is what rows are filled up to.
         padding: what texts are padded with, by input name; empty where inputs are all of one size.
         per_token: whether outputs have an axis of tokens after that of rows.
-        observe: is told the rows of each call.
+        observe: is told the member and the rows of each call.
     """
 
     def __init__(
-        self, sessions: Mapping[str, Sequence[Session]], signature: Signature, *, padding: Mapping[str, int],
-        per_token: bool, max_rows: int, max_wait_s: float, observe: Callable[[int], None] = lambda rows: None,
+        self, sessions: Mapping[str, Sequence[Session]], *, padding: Mapping[str, int], per_token: bool, max_rows: int,
+        max_wait_s: float, observe: Callable[[str, int], None] = lambda member, rows: None,
     ) -> None:  # fmt: skip
         self._sessions, self._padding, self._per_token, self._observe = sessions, padding, per_token, observe
-        self._dims = {tensor.name: tensor.dims for tensor in signature.inputs}
-        fixed = max(dims[0] for dims in self._dims.values())
-        self._max_rows, self._max_wait_s = (fixed if fixed > 0 else max_rows), max_wait_s
+        self._max_rows, self._max_wait_s = max_rows, max_wait_s
+        #: Seconds that calls have taken, as a mean over those that may run at once.
+        self.busy_s = 0.0
         self._waiting: list[_Waiting] = []
         self._arrived, self._full = asyncio.Event(), asyncio.Event()
         calls = len(next(iter(sessions.values())))
@@ -114,8 +112,10 @@ class Batcher:
         while True:
             batch = await self._next_batch()
             session = self._sessions[batch[0].member][number]
+            started = loop.time()
             results = await loop.run_in_executor(self._threads, self._run, session, batch)
-            self._observe(sum(one.rows for one in batch))
+            self.busy_s += (loop.time() - started) / len(self._workers)
+            self._observe(batch[0].member, sum(one.rows for one in batch))
             for one, result in zip(batch, results, strict=True):
                 if one.outputs.done():  # its client has gone
                     continue
@@ -173,9 +173,8 @@ class Batcher:
             return [result for one in batch for result in self._run(session, [one])]
 
     def _call(self, session: Session, batch: list[_Waiting]) -> list[Outputs]:
-        rows = sum(one.rows for one in batch)
-        inputs = {name: self._join(name, [one.inputs[name] for one in batch], rows) for name in batch[0].inputs}
-        outputs = session.run(inputs)
+        joined = {name: self._join(name, [one.inputs[name] for one in batch]) for name in batch[0].inputs}
+        outputs = session.run(joined)
         found, start = [], 0
         for one in batch:
             own = tuple(output[start : start + one.rows] for output in outputs)
@@ -183,19 +182,14 @@ class Batcher:
             start += one.rows
         return found
 
-    def _join(self, name: str, arrays: list[np.ndarray], rows: int) -> np.ndarray:
-        """Arrays of several requests in one, padded to the longest, or to the network's own size where that is fixed."""
-        dims = self._dims[name]
-        shape = list(arrays[0].shape)
-        if name in self._padding:
-            shape[1] = max(dims[1], max(array.shape[1] for array in arrays))
-        shape[0] = max(dims[0], rows)
-        if len(arrays) == 1 and tuple(shape) == arrays[0].shape:
-            return arrays[0]
-        joined = np.full(shape, self._padding.get(name, 0), arrays[0].dtype)
+    def _join(self, name: str, arrays: list[np.ndarray]) -> np.ndarray:
+        """Arrays of several requests in one, texts padded to the longest."""
+        if name not in self._padding or len({array.shape[1] for array in arrays}) == 1:
+            return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        longest = max(array.shape[1] for array in arrays)
+        joined = np.full((sum(map(len, arrays)), longest), self._padding[name], arrays[0].dtype)
         start = 0
         for array in arrays:
             joined[start : start + len(array), : array.shape[1]] = array
             start += len(array)
-        joined[start:] = joined[:1]  # a row of nothing but padding would be no text
         return joined

@@ -148,9 +148,12 @@ class GrpcListener(GRPCServer):
         except RuntimeError as error:
             raise UsageError(f"cannot listen on {address}: {error}") from None
 
-    async def start(self) -> None:
-        """Serve until `stop`."""
+    async def open(self) -> None:
+        """Take requests."""
         await self._server.start()
+
+    async def start(self) -> None:
+        """Wait until `stop`."""
         await self._server.wait_for_termination()
 
     async def stop(self, sig: int | None = None) -> None:

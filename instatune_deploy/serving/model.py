@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +14,7 @@ import numpy as np
 import prometheus_client
 from mlserver import MLModel, ModelSettings
 from mlserver.errors import InferenceError
-from mlserver.types import InferenceRequest, InferenceResponse
+from mlserver.types import InferenceRequest, InferenceResponse, Parameters
 from mlserver.utils import get_model_uri
 
 from instatune_deploy.benching import artifact_inputs, check_machine_runs
@@ -25,8 +27,9 @@ from instatune_deploy.elastic.pretrained import load_config
 from instatune_deploy.elastic.probing import longest_text
 from instatune_deploy.serving.batcher import Batcher
 from instatune_deploy.serving.codecs import Encoded, TaskCodec, get_codec
+from instatune_deploy.serving.members import Choice, Members, open_members
 from instatune_deploy.serving.tensors import DATATYPES, Input, check_ranges, metadata, read_inputs, read_numbers
-from instatune_deploy.stages.export import Artifact, open_artifact
+from instatune_deploy.stages.export import Artifact
 from instatune_deploy.values.recipe import Task
 
 #: Words of a request that are encoded in the server's own thread; more would keep other requests waiting.
@@ -40,8 +43,12 @@ class ArtifactModel(MLModel):
     what is answered beside the network's outputs; the model's metadata list both. Everything is checked before it is joined
     with other requests to one call.
 
-    Of `model-settings.json` it reads `parameters.uri`, the artifact's directory; `max_batch_size`, rows of a call;
-    `max_batch_time`, seconds that a request may wait for company; `parameters.extra`: `calls`, how many calls run at once.
+    A fleet is served as one model; `serving.members` says which of its networks answers a request, and the answer's parameter
+    `member` which one has.
+
+    Of `model-settings.json` it reads `parameters.uri`, the directory of an artifact or a fleet; `max_batch_size`, rows of a
+    call; `max_batch_time`, seconds that a request may wait for company; of `parameters.extra`, `calls`, how many calls run at
+    once, and `hold_ms`, see `serving.members.Choice`.
     """
 
     def __init__(self, settings: ModelSettings) -> None:
@@ -50,35 +57,36 @@ class ArtifactModel(MLModel):
         super().__init__(settings.model_copy(update={"max_batch_size": 0}))
 
     async def load(self) -> bool:
-        """Open the artifact and run its network once.
+        """Open the artifact or fleet and run each network once.
 
         Raises:
-            ArtifactError: it is none, or a file was changed.
-            TargetError: this machine cannot run its deployment.
+            ArtifactError: it is neither, or a file was changed.
+            TargetError: this machine cannot run a deployment.
         """
-        directory = Path(await get_model_uri(self.settings))
-        artifact = open_artifact(directory)
-        deployment, task = artifact.manifest.deployment, cast(Task, artifact.manifest.task)
-        check_machine_runs(deployment, detect())
-        tokens, sample = artifact_inputs(artifact, None, 1, seed=0)
-        config = load_config(str(directory))
-        processor = Processor(str(directory), task, tokens or 1)
-        labels = list((config.id2label or {}).values())
-        self._codec: TaskCodec = get_codec(task, processor, labels)
-        self._signature = _signature(artifact)
+        members = open_members(Path(await get_model_uri(self.settings)))
+        machine = detect()
+        for artifact in members.artifacts.values():
+            check_machine_runs(artifact.manifest.deployment, machine)
+        first, task = members.first, cast(Task, members.first.manifest.task)
+        tokens, sample = artifact_inputs(first, None, 1, seed=0)
+        config = load_config(str(first.directory))
+        processor = Processor(str(first.directory), task, tokens or 1)
+        self._codec: TaskCodec = get_codec(task, processor, list((config.id2label or {}).values()))
+        self._signature = _signature(first, tokens is not None)
         self._limits = {} if tokens is None else _limits(config, sample)
-        self._longest = None if tokens is None else longest_text(config)
+        self._longest = None if tokens is None else _longest(members, config)
         extra = (self.settings.parameters.extra if self.settings.parameters else None) or {}
-        sessions = {"": _sessions(artifact, int(extra.get("calls", 1)), sample)}
+        calls = int(extra.get("calls", 1))
+        sessions = {name: _sessions(artifact, calls, sample) for name, artifact in members.artifacts.items()}
         # One thread, and not beside the server's own: a tokenizer's truncation is a state of it.
         self._encoder, self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encoder"), 0
-        padding = {} if tokens is None else _padding(processor, sample)
-        rows = _rows_metric().labels(self.name)
         self._batcher = Batcher(
-            sessions, self._signature, padding=padding, per_token=processor.head.traces is not None,
-            max_rows=self._max_rows, max_wait_s=self._max_wait_s, observe=rows.observe,
+            sessions, padding={} if tokens is None else _padding(processor, sample),
+            per_token=processor.head.traces is not None, max_rows=self._max_rows, max_wait_s=self._max_wait_s,
+            observe=_calls_metric(self.name),
         )  # fmt: skip
-        self._describe(artifact)
+        self._choice = Choice(members, extra.get("hold_ms"), busy=lambda: self._batcher.busy_s)
+        self._describe(members)
         return True
 
     async def unload(self) -> bool:
@@ -95,25 +103,29 @@ class ArtifactModel(MLModel):
             InferenceError: it is not what the metadata say; says what is wrong.
             MLServerError: too many requests wait.
         """
+        started = time.monotonic()
         given = read_inputs(payload.inputs)
         wanted = self._wanted_outputs(payload)
-        words = [name for name in self._codec.words if name in given]
-        if words:
+        member, by_load = self._choice.pick(payload.parameters)
+        if any(name in given for name in self._codec.words):
             encoded = await self._encode(given)
-            outputs = await self._run(encoded.inputs)
-            found = self._codec.answer(outputs, encoded)
+            found = self._codec.answer(await self._run(member, encoded.inputs), encoded)
         else:
-            found = self._codec.answer_tensors(await self._run(self._tensors(given)))
+            found = self._codec.answer_tensors(await self._run(member, self._tensors(given)))
         answered = {output.name: output for output in found}
         if missing := [name for name in wanted if name not in answered]:
             raise InferenceError(f"outputs {', '.join(missing)} are not given for such inputs")
         chosen = [answered[name] for name in wanted] if wanted else found
-        return InferenceResponse(
+        response = InferenceResponse(
             model_name=self.name, model_version=self.version, outputs=[output.message() for output in chosen]
         )
+        if member:
+            response.parameters = Parameters(member=member)
+        self._choice.observe(started, by_load)
+        return response
 
-    async def _run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        outputs = await self._batcher("", inputs)
+    async def _run(self, member: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        outputs = await self._batcher(member, inputs)
         return {tensor.name: array for tensor, array in zip(self._signature.outputs, outputs, strict=True)}
 
     async def _encode(self, given: Mapping[str, Input]) -> Encoded:
@@ -170,7 +182,7 @@ class ArtifactModel(MLModel):
             raise InferenceError(f"unknown output {unknown[0]!r:.100}; known: {', '.join(known)}")
         return wanted
 
-    def _describe(self, artifact: Artifact) -> None:
+    def _describe(self, members: Members) -> None:
         """Fill in the metadata."""
         own, codec = self._signature, self._codec
         self.inputs = [*codec.describe(), *(metadata(t.name, DATATYPES[t.dtype], t.dims) for t in own.inputs)]
@@ -178,13 +190,19 @@ class ArtifactModel(MLModel):
             *(metadata(t.name, "FP32", t.dims) for t in own.outputs),
             *(metadata(name, kind, shape) for name, (kind, shape) in codec.extra.items()),
         ]
-        self._settings.platform = f"instatune-deploy_{artifact.manifest.deployment.name}"
+        names = sorted({artifact.manifest.deployment.name for artifact in members.artifacts.values()})
+        self._settings.platform = "_".join(["instatune-deploy", *names])
 
 
-def _signature(artifact: Artifact) -> Signature:
-    """Inputs and outputs of the network; torch's file says none, and has those of the ONNX file."""
+def _signature(artifact: Artifact, texts: bool) -> Signature:
+    """Inputs and outputs of the network; torch's file says none, and has those of the ONNX file.
+
+    Sessions take any number of rows and any shorter text, whatever sizes are fixed in the file.
+    """
     file = artifact.model_file()
-    return read_signature(file if file.suffix in (".onnx", ".xml") else artifact.directory / ONNX)
+    found = read_signature(file if file.suffix in (".onnx", ".xml") else artifact.directory / ONNX)
+    inputs = [replace(t, dims=(-1, -1) if texts else (-1, *t.dims[1:])) for t in found.inputs]
+    return Signature(tuple(inputs), tuple(replace(t, dims=(-1, *t.dims[1:])) for t in found.outputs))
 
 
 def _sessions(artifact: Artifact, calls: int, sample: dict[str, np.ndarray]) -> list[Session]:
@@ -212,10 +230,18 @@ def _padding(processor: Processor, sample: Mapping[str, np.ndarray]) -> dict[str
     return {name: int(padding[name]) for name in sample}
 
 
-def _rows_metric() -> prometheus_client.Histogram:
-    """Rows of each call of a network; one of a process, though models are loaded again."""
+def _longest(members: Members, config: Any) -> int | None:
+    """How many tokens a text may have in every member; None: any number."""
+    fixed = [artifact.manifest.fixed for artifact in members.artifacts.values()]
+    found = [longest_text(config), *(sizes.tokens for sizes in fixed if sizes is not None)]
+    return min((tokens for tokens in found if tokens is not None), default=None)
+
+
+def _calls_metric(model: str) -> Callable[[str, int], None]:
+    """Counts calls of networks and their rows. The metric is one of a process, though models are loaded again."""
     name = "instatune_batch_rows"
     known = prometheus_client.REGISTRY._names_to_collectors.get(name)
-    return known or prometheus_client.Histogram(  # type: ignore[return-value]
-        name, "Rows of a call of the network", ["model"], buckets=[1, 2, 4, 8, 16, 32, 64, 128]
+    rows = cast(Any, known) or prometheus_client.Histogram(
+        name, "Rows of a call of the network", ["model", "member"], buckets=[1, 2, 4, 8, 16, 32, 64, 128]
     )
+    return lambda member, count: rows.labels(model, member).observe(count)

@@ -28,6 +28,9 @@ from instatune_deploy.serving.tensors import from_raw
 
 #: Seconds that requests get to end when the server stops.
 GRACE_S = 30
+#: Seconds after which a connection without a request is closed: longer than clients keep idle ones, for a request that meets
+#: its closing is lost.
+_KEEP_ALIVE_S = 120
 #: What MLServer's application offers that we keep: the protocol's health and metadata.
 _KEPT = {
     "/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/{model_name}", "/v2/models/{model_name}/ready",
@@ -52,7 +55,7 @@ class _OnSocket:
     async def start(self: Any) -> None:
         """Serve until `stop`."""
         config = self._get_config()
-        config.timeout_graceful_shutdown = GRACE_S
+        config.timeout_graceful_shutdown, config.timeout_keep_alive = GRACE_S, _KEEP_ALIVE_S
         self._server = _Uvicorn(config)
         await self._server.serve(sockets=[self.socket])
 

@@ -1,4 +1,4 @@
-"""`serve`: an artifact on an Open Inference Protocol server, from binding its ports to the last answer."""
+"""`serve`: an artifact or a fleet on an Open Inference Protocol server, from binding its ports to the last answer."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from mlserver import MLServer, ModelSettings, Settings
 from instatune_deploy.errors import UsageError
 from instatune_deploy.serving.grpc import GrpcListener
 from instatune_deploy.serving.rest import MetricsListener, RestListener
+from instatune_deploy.values.fleet import FLEET_NAME
 from instatune_deploy.values.serving import ServeSettings
 
 
@@ -29,6 +30,7 @@ class Server(MLServer):
                 logger.addHandler(logging.StreamHandler(sys.stderr))
 
     def _create_servers(self) -> None:
+        self._serving = self._stopped = False
         shared = (self._settings, self._data_plane, self._model_repository_handlers, self._model_registry)
         self._rest_server, self._grpc_server = RestListener(*shared), GrpcListener(*shared)
         self._metrics_server = MetricsListener(self._settings)
@@ -51,32 +53,39 @@ class Server(MLServer):
     async def run(self, model: ModelSettings, ready: Callable[[], None]) -> None:
         """Load a model, call `ready` when requests are taken, and serve until a signal says to stop."""
         await self._model_registry.load(model)
-        for listener in (self._rest_server, self._metrics_server):
-            listener.socket.listen()
-        servers = [s.start() for s in (self._rest_server, self._grpc_server, self._metrics_server)]
-        serving = asyncio.gather(*servers)
-        await asyncio.sleep(0)
-        ready()
-        await serving
+        await asyncio.sleep(0.01)  # lets a signal that came meanwhile be heard
+        if not self._stopped:
+            for listener in (self._rest_server, self._metrics_server):
+                listener.socket.listen()
+            await self._grpc_server.open()
+            self._serving = True
+            servers = [s.start() for s in (self._rest_server, self._grpc_server, self._metrics_server)]
+            serving = asyncio.gather(*servers)
+            ready()
+            await serving
         await self._model_registry.unload(model.name)
 
     async def stop(self, sig: int | None = None) -> None:
         """Take no new requests, answer those that have come, and end."""
-        await asyncio.gather(self._rest_server.stop(sig), self._grpc_server.stop(sig))
-        await self._metrics_server.stop(sig)
+        self._stopped = True
+        if self._serving:
+            await asyncio.gather(self._rest_server.stop(sig), self._grpc_server.stop(sig))
+            await self._metrics_server.stop(sig)
 
 
 def serve(directory: Path, settings: ServeSettings, ready: Callable[[dict[str, str]], None]) -> None:
-    """Serve the artifact in `directory` until SIGTERM or SIGINT; requests that have come by then are answered.
+    """Serve the artifact or fleet in `directory` until SIGTERM or SIGINT; requests that have come by then are answered.
 
     Args:
         ready: is told the addresses (``host:port``) of `http`, `grpc` and `metrics` when requests are taken.
 
     Raises:
-        ArtifactError: it is no artifact, or a file was changed.
+        ArtifactError: it is neither, or a file was changed.
         TargetError: this machine cannot run its deployment.
-        UsageError: a port is taken.
+        UsageError: a port is taken, or a single artifact is to hold a latency.
     """
+    if settings.hold_ms is not None and not (directory / FLEET_NAME).is_file():
+        raise UsageError(f"{directory} is no fleet: a latency is held by going to faster members of one")
     asyncio.run(_serve(directory, settings, ready))
 
 

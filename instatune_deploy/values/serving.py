@@ -1,4 +1,4 @@
-"""`ServeSettings`: how an artifact is served."""
+"""`ServeSettings`: how an artifact or a fleet is served."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _IMPLEMENTATION = "instatune_deploy.serving.model.ArtifactModel"
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """How an artifact is served.
+    """How an artifact or a fleet is served.
 
     Args:
         name: of the model in requests.
@@ -19,6 +19,7 @@ class ServeSettings:
         max_batch: rows of requests in one call of the network; `max_wait_s`: seconds that a request may wait for others.
         max_request_bytes: larger requests are refused.
         calls: how many calls of the network run at once, each with the threads of the artifact's deployment.
+        hold_ms: objective for the latency (p90) of requests to a fleet, from their arrival to their answer.
     """
 
     name: str = "model"
@@ -30,16 +31,18 @@ class ServeSettings:
     max_wait_s: float = 0.0
     max_request_bytes: int = 16 * 2**20
     calls: int = 1
+    hold_ms: float | None = None
 
     def model(self, uri: str) -> dict[str, Any]:
         """What MLServer's `model-settings.json` says.
 
         Args:
-            uri: directory of the artifact; relative to the file, if it is read from one.
+            uri: directory of the artifact or fleet; relative to the file, if it is read from one.
         """
+        extra = {"calls": self.calls, **({} if self.hold_ms is None else {"hold_ms": self.hold_ms})}
         return {
             "name": self.name, "implementation": _IMPLEMENTATION, "max_batch_size": self.max_batch,
-            "max_batch_time": self.max_wait_s, "parameters": {"uri": uri, "extra": {"calls": self.calls}},
+            "max_batch_time": self.max_wait_s, "parameters": {"uri": uri, "extra": extra},
         }  # fmt: skip
 
     def server(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ _MODELS: dict[Task, tuple[Any, int]] = {
 _SPACE = SearchSpace.homogeneous(3, [2, 3], [2, 4], [16, 64])
 
 
-def export_text(task: Task, directory: Path) -> Artifact:
+def export_text(task: Task, directory: Path, architecture: str = "2L[4-64 2-16]") -> Artifact:
     """The artifact of an untrained sub-network for a task of texts; its classes are ``LABEL_0`` and so on.
 
     Its weights are large enough to make a difference.
@@ -52,9 +52,9 @@ def export_text(task: Task, directory: Path) -> Artifact:
         parameter.data.mul_(4)
     ids = np.random.default_rng(0).integers(5, 18, (3, TOKENS))
     samples = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    architecture = Architecture.parse("2L[4-64 2-16]")
+    chosen = Architecture.parse(architecture)
     return export(
-        Supernet(network, _SPACE).extract(architecture), architecture, Deployment("onnxruntime"),
+        Supernet(network, _SPACE).extract(chosen), chosen, Deployment("onnxruntime"),
         model_shape(network, TOKENS), Processor(str(path), task, TOKENS), samples, [samples], directory / "artifact",
         target="cpu-test", metric="accuracy", predicted=None,
     )  # fmt: skip
@@ -84,7 +84,7 @@ def serving(directory: Path, *options: object) -> Iterator[Served]:
     command = [sys.executable, "-m", "instatune_deploy", "serve", str(directory), *ports, "--json", *map(str, options)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-    watch = threading.Timer(120, process.kill)
+    watch = threading.Timer(300, process.kill)
     watch.start()
     try:
         text = ""
