@@ -159,9 +159,10 @@ def entries_of(job: Job, target: Target, chosen: dict[str, Selection]) -> list[E
         how = next(found for found in target.deployments if found.name == selection.deployment)
         how = replace(how, needs=())
         dynamic = open_artifact(job.workspace.root / selection.artifact)
-        ours = exported(job, target, name, network, how, fixed=True)
         entries.append(Entry("selected", str(network), how, dynamic.model_file()))
-        entries.append(Entry("selected", str(network), how, ours.model_file(), str(ours.manifest.fixed)))
+        if not (image and how.arithmetic == "ort-int8"):  # which no fixed sizes will do for
+            ours = exported(job, target, name, network, how, fixed=True)
+            entries.append(Entry("selected", str(network), how, ours.model_file(), str(ours.manifest.fixed)))
     # Two budgets may select the same network.
     return list({entry.name: entry for entry in entries}.values())
 

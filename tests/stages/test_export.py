@@ -97,7 +97,7 @@ def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path, monkeypatch: py
     ("kind", "deployment", "fixed"),
     [
         ("text", Deployment("openvino", "int8"), FixedSizes(1, 16)),
-        ("image", Deployment("onnxruntime", "int8"), FixedSizes(2)),
+        ("image", Deployment("openvino", "int8"), FixedSizes(2)),
     ],
 )
 def test_an_artifact_of_fixed_sizes(tmp_path: Path, kind: str, deployment: Deployment, fixed: FixedSizes) -> None:
@@ -120,6 +120,13 @@ def test_an_artifact_of_fixed_sizes(tmp_path: Path, kind: str, deployment: Deplo
         assert verified.problems == ()
 
 
-def test_torchs_files_have_no_fixed_sizes(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="ONNX Runtime and OpenVINO only"):
-        export_tiny("text", Deployment("torch", "bf16"), tmp_path, fixed=FixedSizes(1, 16))
+@pytest.mark.parametrize(
+    ("kind", "deployment", "said"),
+    [
+        ("text", Deployment("torch", "bf16"), "ONNX Runtime and OpenVINO only"),
+        ("image", Deployment("onnxruntime", "int8"), "is not fixed"),
+    ],
+)
+def test_files_that_cannot_do_with_fixed_sizes(tmp_path: Path, kind: str, deployment: Deployment, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        export_tiny(kind, deployment, tmp_path, fixed=FixedSizes(1))

@@ -1,0 +1,69 @@
+"""`instatune-deploy export`: what it says of operator sets and fixed sizes, and refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForSequenceClassification
+
+from instatune_deploy.device.lowering.signature import read_signature
+from instatune_deploy.elastic.supernet import Supernet, save_supernet
+from instatune_deploy.pipeline import start_job
+from instatune_deploy.stages.export import open_artifact
+from instatune_deploy.values.fixed import FixedSizes
+from instatune_deploy.values.recipe import read_recipe
+from instatune_deploy.workspace import Workspace, content_key
+from tests.helpers import call_main, write_project
+
+NETWORK = "2L[4-16 2-64]"
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose super-network is untrained."""
+    project = tmp_path_factory.mktemp("export") / "project"
+    recipe = read_recipe(write_project(project))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(project)
+        job = start_job(recipe, Workspace(project / "runs" / "tiny"), lambda line: None)
+        path = job.workspace.path("supernet")
+        save_supernet(Supernet(AutoModelForSequenceClassification.from_pretrained(project / "model"), job.space), path)
+        key = content_key(job.inputs_key, recipe.finetune.model_dump(exclude={"preset"}), job.space.to_dict())
+        job.workspace.mark_done("finetune", key, [path])
+    return job.workspace.root
+
+
+@pytest.fixture
+def call(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    monkeypatch.chdir(run.parents[1])
+    return lambda *arguments: call_main(
+        monkeypatch, capsys, "export", "--run", run, "--architecture", NETWORK, *arguments
+    )
+
+
+def test_opset_and_sizes_are_what_was_asked_for(call: Call, tmp_path: Path) -> None:
+    code, out, error = call("--out", tmp_path / "made", "--opset", 18, "--fixed-length", 16, "--json")
+    assert code == 0, error
+    assert json.loads(out)["measured"]["n"] == 100
+    artifact = open_artifact(tmp_path / "made")
+    assert (artifact.manifest.opset, artifact.manifest.fixed) == (18, FixedSizes(1, 16))
+    assert {tensor.dims for tensor in read_signature(artifact.model_file()).inputs} == {(1, 16)}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--fixed-length", 8), "fix at least that and at most"),
+        (("--fixed-length", 100_000), "fix at least that and at most"),
+        (("--opset", 16), "greater than or equal to 17"),
+    ],
+)
+def test_what_cannot_be_is_refused(call: Call, tmp_path: Path, options: tuple[object, ...], said: str) -> None:
+    code, _, error = call("--out", tmp_path / "made", *options)
+    assert code == 2
+    assert said in error
+    assert not (tmp_path / "made").exists()
