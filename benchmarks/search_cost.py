@@ -119,7 +119,7 @@ def second_target(run: Path) -> Row:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["overhead", "evaluation", "second-target"])
+    parser.add_argument("parts", nargs="+", choices=["overhead", "evaluation", "second-target"])
     parser.add_argument("--run", type=Path, default=Path("runs/minilm-sst2"))
     wanted = parser.parse_args(arguments)
     quiet_libraries()

@@ -230,7 +230,8 @@ def write(benches: Iterable[Path]) -> Path:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", choices=[*SEEDS], help="none: write the result of the cells there are")
+    parser.add_argument("settings", nargs="+", choices=[*SEEDS])
+    parser.add_argument("--write", action="store_true", help="write the result of the cells there are, and measure none")
     parser.add_argument("--supernet", type=Path)
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS])
     parser.add_argument("--seeds", nargs="+", type=int)
@@ -240,7 +241,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = parser.parse_args(arguments)
     quiet_libraries()
     report = progress()
-    for name in wanted.settings:
+    for name in [] if wanted.write else wanted.settings:
         setting = Simulated() if name == "simulated" else Real(find_supernet(wanted.supernet, report), report)
         bench = Bench(name, setting, report)
         for seed in wanted.seeds or range(SEEDS[name]):
