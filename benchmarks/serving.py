@@ -90,13 +90,13 @@ class InProcess:
 
         return ask
 
-    def throughput(self, seconds: float, batch: int) -> float:
-        """Sentences a second of `CORES` threads, each `batch` sentences of neighbouring lengths a call."""
+    def throughput(self, seconds: float, batch: int, threads: int = CORES) -> float:
+        """Sentences a second of `threads`, each `batch` sentences of neighbouring lengths a call."""
         texts = sentences() if batch == 1 else sorted(sentences(), key=len)
         groups = [texts[start : start + batch] for start in range(0, len(texts), batch)]
         rng = np.random.default_rng(SEED)
-        orders = [rng.permutation(len(groups)) for _ in range(CORES)]
-        asks, done = [self.another() for _ in range(CORES)], [0] * CORES
+        orders = [rng.permutation(len(groups)) for _ in range(threads)]
+        asks, done = [self.another() for _ in range(threads)], [0] * threads
         end = time.perf_counter() + seconds
 
         def run(number: int) -> None:
@@ -107,7 +107,7 @@ class InProcess:
                     asks[number](groups[group])
                     done[number] += len(groups[group])
 
-        together(CORES, run)
+        together(threads, run)
         return sum(done) / seconds
 
 
@@ -163,7 +163,8 @@ def load(kind: str, address: str, seconds: float) -> dict[str, Any]:
     """`CLIENTS` clients for `seconds`: latencies of all requests (ms), and errors."""
     texts, latencies, errors = sentences(), [list[float]() for _ in range(CLIENTS)], [0] * CLIENTS
     asks = [MAKERS[kind](address) for _ in range(CLIENTS)]
-    end = time.perf_counter() + seconds
+    begun = time.perf_counter()
+    end = begun + seconds
 
     def run(number: int) -> None:
         order = np.random.default_rng(number).permutation(len(texts))
@@ -179,10 +180,11 @@ def load(kind: str, address: str, seconds: float) -> dict[str, Any]:
             errors[number] += not answered
 
     together(CLIENTS, run)
+    took = time.perf_counter() - begun
     every = [value for own in latencies for value in own]
     return {
-        "requests": len(every), "errors": sum(errors), "seconds": seconds, "clients": CLIENTS,
-        "requests_per_s": len(every) / seconds,
+        "requests": len(every), "errors": sum(errors), "seconds": took, "clients": CLIENTS,
+        "requests_per_s": len(every) / took,
         **{f"p{q}_ms": float(np.percentile(every, q)) for q in (50, 90, 99)},
     }  # fmt: skip
 
@@ -206,9 +208,8 @@ def served(directory: Path, *options: str) -> tuple[subprocess.Popen[str], dict[
     raise SystemExit("the server has ended")
 
 
-def overhead(directory: Path, addresses: dict[str, str], rounds: int) -> dict[str, Any]:
+def overhead(inside: InProcess, addresses: dict[str, str], rounds: int) -> dict[str, Any]:
     """Medians (ms) of a request of one client and of the same sentence in-process, in turn."""
-    inside = InProcess(directory)
     ways: dict[str, Callable[[str], Any]] = {"in_process": lambda text: inside.ask([text])}
     for kind, make in MAKERS.items():
         ways[kind] = make(addresses["http" if kind == "rest" else kind])
@@ -239,34 +240,42 @@ def under_load(kind: str, address: str, server: int, seconds: float) -> dict[str
     return {"what": f"{CLIENTS} clients", "protocol": kind, **found, "server_mb": [*memory, resident_mb(server)]}
 
 
-def measure(directory: Path, seconds: float, rounds: int) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def measure(
+    directory: Path, seconds: float, rounds: int, max_batch: int
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Figures and rows."""
-    process, addresses = served(directory, "--calls", str(CORES))
+    inside = InProcess(directory)
+    alone = [inside.throughput(seconds, 1)]
+    process, addresses = served(directory, "--calls", str(CORES), "--max-batch-size", str(max_batch))
     try:
-        single = overhead(directory, addresses, rounds)
+        single = overhead(inside, addresses, rounds)
         rows = [single]
         for kind in MAKERS:
             rows.append(under_load(kind, addresses["http" if kind == "rest" else kind], process.pid, seconds))
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     finally:
         process.terminate()
-        code = process.wait(60)
-    inside = InProcess(directory)
-    alone, batched = inside.throughput(seconds, 1), inside.throughput(seconds, 32)
+        code = process.wait(120)
+    alone.append(inside.throughput(seconds, 1))  # before and after, for the machine's speed may drift
+    single_s, batched = statistics.fmean(alone), inside.throughput(seconds, 32)
+    one_thread = inside.throughput(seconds, 1, threads=1)
     rows.append(
         {
-            "what": "in-process", "threads": CORES, "deployment": inside.deployment.name, "sentences_per_s": alone,
-            "sentences_per_s_in_batches_of_32": batched, "seconds": seconds, "server_exit_code": code,
+            "what": "in-process", "threads": CORES, "deployment": inside.deployment.name, "served_max_batch": max_batch, "sentences_per_s": alone,
+            "sentences_per_s_in_batches_of_32": batched, "sentences_per_s_of_one_thread": one_thread,
+            "seconds": seconds, "server_exit_code": code,
         }
     )  # fmt: skip
     loads = rows[1:3]
+    best = max(row["requests_per_s"] for row in loads)
     figures = {
         "errors": sum(row["errors"] for row in loads),
         "rest_overhead_ms": single["rest_p50_ms"] - single["in_process_p50_ms"],
         "grpc_overhead_ms": single["grpc_p50_ms"] - single["in_process_p50_ms"],
-        "batching_gain": max(row["requests_per_s"] for row in loads) / alone,
+        "batching_gain": best / single_s,
+        "gain_over_one_thread": best / one_thread,
         # What is left of it when serving costs nothing: the most that any server can gain on these cores.
-        "batching_gain_without_server": batched / alone,
+        "batching_gain_without_server": batched / single_s,
         **{f"{row['protocol']}.{key}": row[key] for row in loads for key in ("requests_per_s", "p50_ms", "p99_ms")},
         "memory_growth_mb": max(row["server_mb"][-1] - row["server_mb"][1] for row in loads),
     }
@@ -279,6 +288,8 @@ def main() -> int:
     parser.add_argument("--deployment", default="ort-fp32-1t", help="of the artifact that is made")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    # A quarter of the clients: two calls run, and the next two are complete when they end.
+    parser.add_argument("--max-batch-size", type=int, default=CLIENTS // (2 * CORES), help="of the server")
     parser.add_argument("--dry-run", action="store_true", help="write no results")
     parser.add_argument("--clients", nargs=2, metavar=("PROTOCOL", "ADDRESS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -293,7 +304,7 @@ def main() -> int:
     home = Path(tempfile.mkdtemp())
     try:
         directory = arguments.artifact or make_artifact(home / "artifact", arguments.deployment)
-        figures, rows = measure(directory, arguments.seconds, arguments.rounds)
+        figures, rows = measure(directory, arguments.seconds, arguments.rounds, arguments.max_batch_size)
     finally:
         shutil.rmtree(home)
     print(json.dumps(figures, indent=1))

@@ -100,7 +100,7 @@ def serving(directory: Path, *options: object) -> Iterator[Served]:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         try:
-            code = process.wait(60)
+            code = process.wait(120)
         finally:
             process.kill()
     assert code == 0

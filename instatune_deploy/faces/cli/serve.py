@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,6 +52,8 @@ def serve(
     """
     if find_spec("mlserver") is None:
         raise MissingExtraError("mlserver", "serve")
+    # Processes that are started while it listens do not use gRPC, whose preparations for them say that they were left out.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from instatune_deploy.serving.server import serve as run
 
     settings = ServeSettings(
