@@ -157,7 +157,10 @@ def damaged_yaml() -> None:
         (unknown_target, "unknown target 'cpu-avx215'; did you mean 'cpu-avx2' or 'cpu-avx512'"),
         (target_this_machine_lacks, "target cpu-odd needs mmx512, which this machine"),
         (malformed_target, "cpu-test.yaml: deployments.0.runtime: Input should be 'onnxruntime', 'openvino'"),
-        (family_without_axis_map, "model family 'gpt2' has no axis map; supported families: beit, bert, deberta-v2"),
+        (
+            family_without_axis_map,
+            "model family 'gpt2' has no axis map; supported families: beit, beit3, bert, deberta-v2",
+        ),
         (space_wider_than_the_model, "the space has 16 heads, but the model only 4"),
         (space_that_contradicts_itself, "depth 4 is more than the 3 layers there are"),
         (
@@ -221,7 +224,7 @@ def test_a_run_that_cannot_be_is_refused_before_anything_is_written(
             "error: unknown percentile 'p95'; known: p50, p90, p99",
         ),
         (("select", "--latency-budget", "8ms", "--run", "model"), "error: model is not a run directory"),
-        (("search", "--run", "nowhere"), "error: nowhere is not a run directory: it has no recipe.yaml"),
+        (("search", "--run", "nowhere"), "error: nowhere is not a run directory: `instatune-deploy run` makes those"),
         (("export", "--architecture", "full", "--out", "model"), "error: model exists already; name a new directory"),
         (("targets", "show", "cpu"), "error: unknown target 'cpu'"),
     ],
