@@ -147,7 +147,10 @@ def calls(served: Served) -> dict[str, float]:
     """Calls of the network so far, and their rows."""
     lines = httpx.get(f"http://{served.metrics}/metrics").text.splitlines()
     values = dict(line.rsplit(" ", 1) for line in lines if line.startswith("instatune_batch_rows_"))
-    return {what: float(values[f'instatune_batch_rows_{what}{{member="",model="tiny"}}']) for what in ("count", "sum")}
+    return {
+        what: float(values.get(f'instatune_batch_rows_{what}{{member="",model="tiny"}}', 0))
+        for what in ("count", "sum")
+    }
 
 
 def test_more_rows_than_a_call_takes_are_answered(artifact: Artifact, http: httpx.Client) -> None:
