@@ -231,7 +231,9 @@ def write(benches: Iterable[Path]) -> Path:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("settings", nargs="+", choices=[*SEEDS])
-    parser.add_argument("--write", action="store_true", help="write the result of the cells there are, and measure none")
+    parser.add_argument(
+        "--write", action="store_true", help="write the result of the cells there are, and measure none"
+    )
     parser.add_argument("--supernet", type=Path)
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS])
     parser.add_argument("--seeds", nargs="+", type=int)
