@@ -25,6 +25,7 @@ from instatune_deploy.elastic.importance import first_order_importance, sort_by_
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.training import labelled_batches
 from instatune_deploy.stages.evaluate import Evaluator
+from instatune_deploy.stages.evaluate.precision import BF16_INSTRUCTIONS
 from instatune_deploy.stages.finetune import fine_tuned, finetune
 from instatune_deploy.stages.predict import fit_predictor
 from instatune_deploy.stages.tune import tune
@@ -41,7 +42,7 @@ CUTS = {"25": 0.256, "42": 0.426, "53": 0.5362, "60": 0.60, "70": 0.70}
 CONTROL_CUTS = ("53", "70")
 Report = Callable[[str], None]
 #: Of every training and every method alike: bf16 takes two thirds of the time or less on a CPU that has it, many times on another.
-PRECISION = {"bf16": torch.cuda.is_available() or not {"amx_bf16", "avx512_bf16"}.isdisjoint(detect().instruction_sets)}
+PRECISION = {"bf16": torch.cuda.is_available() or not BF16_INSTRUCTIONS.isdisjoint(detect().instruction_sets)}
 
 #: What is trained elastically, as changes to the preset ``best``.
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ import numpy as np
 
 from instatune_deploy.benching import artifact_inputs
 from instatune_deploy.device.lowering.pool import POOL, WeightPool, pool_onnx, pool_openvino
-from instatune_deploy.device.runtimes.base import get_runtime
+from instatune_deploy.device.runtimes.base import run_file
 from instatune_deploy.errors import ArtifactError, TargetError, UsageError
 from instatune_deploy.stages.export import Artifact, file_deployments, open_artifact
 from instatune_deploy.values.fleet import NAME_PATTERN, Fleet, FleetMember
@@ -203,11 +203,9 @@ def _check_outputs(artifact: Artifact, folder: Path) -> None:
         outputs = []
         for path in (artifact.directory / file, folder / file):
             try:
-                session = get_runtime(deployment.runtime).load(path, deployment)
+                outputs.append(run_file(path, deployment, inputs))
             except TargetError:  # nothing that this machine computes in, nor has it been copied for it
                 break
-            outputs.append(session.run(inputs))
-            session.close()
         if outputs and not all(np.array_equal(*pair) for pair in zip(*outputs, strict=True)):
             raise ArtifactError(f"{artifact.directory / file}: its outputs are others once its weights lie elsewhere")
 

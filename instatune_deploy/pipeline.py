@@ -113,12 +113,10 @@ def select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sele
         return Selection.from_dict(json.loads(record_path.read_text(encoding="utf-8")))
     reference = FullNetwork(job, target, front)
     promised = bounds_of(budget.limits, reference.predicted)
-    if job.recipe.tune_epochs:
-        promised = [
-            replace(bound, number=bound.number - TUNING_GAIN) if bound.objective.kind == "metric" else bound
-            for bound in promised
-        ]
-    choices = shortlist(front.candidates, promised, budget.prefer)
+    gain = TUNING_GAIN if job.recipe.tune_epochs else 0.0
+    # What a candidate must be predicted to keep to be tried.
+    hoped = [replace(b, number=b.number - gain) if b.objective.kind == "metric" else b for b in promised]
+    choices = shortlist(front.candidates, hoped, budget.prefer)
     if not choices:
         near = nearest(front.candidates, promised, percentile)
         raise InfeasibleBudgetError(f"nothing is predicted to meet {budget.text}; nearest: {near}")
@@ -136,7 +134,7 @@ def select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sele
             continue
         attempt.artifact.with_measured(attempt.measured)
         move_directory(draft, artifact_path)
-        beyond = sorted((c for c in front.candidates if excess(c, promised) > 0), key=lambda c: excess(c, promised))[:3]
+        beyond = sorted((c for c in front.candidates if excess(c, hoped) > 0), key=lambda c: excess(c, hoped))[:3]
         manifest, full = attempt.artifact.manifest, reference.artifact.manifest
         selection = Selection(
             target=target.name, budget=budget.text, percentile=percentile, limit_ms=attempt.limit_ms,

@@ -16,7 +16,7 @@ from instatune_deploy.errors import UnknownNameError, UsageError
 from instatune_deploy.sentences import write_sentence_encoder
 from instatune_deploy.stages.export import Artifact, open_artifact
 from instatune_deploy.values.deployment import Deployment
-from instatune_deploy.values.fleet import FLEET_NAME, Fleet
+from instatune_deploy.values.fleet import NAME_PATTERN, Fleet, is_fleet
 from instatune_deploy.values.serving import ServeSettings
 from instatune_deploy.workspace import new_directory
 
@@ -44,9 +44,9 @@ def write_repository(directory: Path, kind: str, out: Path, *, name: str, max_ba
         raise UnknownNameError("repository", kind, _WRITERS)
     if out.exists():
         raise UsageError(f"{out} exists already; name a new directory")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(f"a model cannot be called {name!r}: use letters, digits, _, - and .")
-    if kind == "mlserver" and (directory / FLEET_NAME).is_file():
+    if kind == "mlserver" and is_fleet(directory):
         for member in Fleet.read(directory).members:
             open_artifact(directory / member.directory)
         with new_directory(out) as draft:

@@ -14,7 +14,7 @@ from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.lowering.onnx import export_onnx
 from instatune_deploy.device.lowering.openvino import to_openvino
 from instatune_deploy.device.lowering.variants import IR, ONNX
-from instatune_deploy.device.runtimes.base import get_runtime
+from instatune_deploy.device.runtimes.base import run_file
 from instatune_deploy.elastic.families import axis_map
 from instatune_deploy.elastic.probing import longest_text, synthetic_inputs
 from instatune_deploy.elastic.subnetwork import load_subnetwork
@@ -82,11 +82,7 @@ def _check(path: Path, deployment: Deployment, samples: dict[str, np.ndarray], e
     Raises:
         ArtifactError: they differ.
     """
-    session = get_runtime(deployment.runtime).load(path, deployment)
-    try:
-        error = float(np.abs(session.run(samples)[0] - expected).max())
-    finally:
-        session.close()
+    error = float(np.abs(run_file(path, deployment, samples)[0] - expected).max())
     if not error <= TOLERANCE:
         raise ArtifactError(
             f"{path.name}: token embeddings differ from the encoder's by {error:.2g}, over {TOLERANCE:g}"

@@ -14,7 +14,7 @@ from mlserver.errors import InferenceError
 from instatune_deploy.errors import InfeasibleBudgetError, UnknownNameError
 from instatune_deploy.serving.hold import Hold
 from instatune_deploy.stages.export import Artifact, open_artifact
-from instatune_deploy.values.fleet import FLEET_NAME, Fleet
+from instatune_deploy.values.fleet import Fleet, is_fleet
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def open_members(directory: Path) -> Members:
     Raises:
         ArtifactError: it is neither, or a file was changed.
     """
-    if not (directory / FLEET_NAME).is_file():
+    if not is_fleet(directory):
         return Members({"": open_artifact(directory)}, None)
     fleet = Fleet.read(directory)
     return Members({member.name: open_artifact(directory / member.directory) for member in fleet.members}, fleet)

@@ -14,7 +14,7 @@ from mlserver import MLServer, ModelSettings, Settings
 from instatune_deploy.errors import UsageError
 from instatune_deploy.serving.grpc import GrpcListener
 from instatune_deploy.serving.rest import MetricsListener, RestListener
-from instatune_deploy.values.fleet import FLEET_NAME
+from instatune_deploy.values.fleet import is_fleet
 from instatune_deploy.values.serving import ServeSettings
 
 
@@ -84,7 +84,7 @@ def serve(directory: Path, settings: ServeSettings, ready: Callable[[dict[str, s
         TargetError: this machine cannot run its deployment.
         UsageError: a port is taken, or a single artifact is to hold a latency.
     """
-    if settings.hold_ms is not None and not (directory / FLEET_NAME).is_file():
+    if settings.hold_ms is not None and not is_fleet(directory):
         raise UsageError(f"{directory} is no fleet: a latency is held by going to faster members of one")
     asyncio.run(_serve(directory, settings, ready))
 

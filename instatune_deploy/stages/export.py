@@ -18,7 +18,7 @@ from instatune_deploy.device.lowering.gate import Gate, hold
 from instatune_deploy.device.lowering.onnx import OPSET, export_onnx
 from instatune_deploy.device.lowering.torch import export_torch
 from instatune_deploy.device.lowering.variants import IR, ONNX, lower, reads_images
-from instatune_deploy.device.runtimes.base import get_runtime
+from instatune_deploy.device.runtimes.base import get_runtime, run_file
 from instatune_deploy.device.runtimes.fixed import filled
 from instatune_deploy.errors import ArtifactError, UsageError
 from instatune_deploy.values.deployment import Deployment
@@ -76,7 +76,7 @@ def export(
         ArtifactError: a file's outputs differ from the network's by over 1e-4 in fp32, or are no numbers.
     """
     if fixed is not None:
-        _check_fixable(deployment, image=any(array.dtype.kind == "f" for array in samples.values()))
+        _check_fixable(deployment, image=processor.head.reads == "image")
     expected = expected_outputs(network, samples, processor.head)
     example, calibration = _of_sizes(samples, [samples], fixed)[0], _of_sizes(samples, calibration, fixed)
     tensors = {name: torch.from_numpy(array) for name, array in example.items()}
@@ -174,11 +174,7 @@ def check_parity(
     Raises:
         ArtifactError: by over 1e-4 in fp32, or they are no numbers.
     """
-    session = get_runtime(deployment.runtime).load(path, deployment)
-    try:
-        found = session.run(samples)
-    finally:
-        session.close()
+    found = run_file(path, deployment, samples)
     # NumPy's maximum of anything and no number is no number, unlike Python's.
     error = float(np.max([np.abs(ours - theirs).max() for ours, theirs in zip(found, expected, strict=True)]))
     if not np.isfinite(error):

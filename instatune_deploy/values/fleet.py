@@ -10,18 +10,23 @@ from typing import Annotated
 import pydantic
 
 from instatune_deploy.errors import ArtifactError, InfeasibleBudgetError, UnknownNameError
-from instatune_deploy.values.faults import first_fault
+from instatune_deploy.values.faults import read_file
 from instatune_deploy.values.hashing import sha256_file
+from instatune_deploy.values.latency import PERCENTILES
 from instatune_deploy.values.manifest import MANIFEST_NAME
 
 FLEET_NAME = "fleet.json"
 SCHEMA_VERSION = 1
-PERCENTILES = ("p50", "p90", "p99")
 
 #: What a member may be called: its name is a path's part, and the name of a model for a server.
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 _Positive = Annotated[float, pydantic.Field(gt=0)]
+
+
+def is_fleet(directory: Path) -> bool:
+    """Whether `directory` holds a fleet, not one artifact."""
+    return (directory / FLEET_NAME).is_file()
 
 
 @dataclass(frozen=True)
@@ -122,21 +127,18 @@ class Fleet:
             ArtifactError: it is none, the index is damaged, a member lies outside, or its manifest is missing or changed.
         """
         path = directory / FLEET_NAME
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+
+        def parse(text: str) -> Fleet:
+            data = json.loads(text)
             if isinstance(data, dict) and data.get("schema_version") != SCHEMA_VERSION:
                 raise ArtifactError(
                     f"{path}: schema_version {data.get('schema_version')!r} is unknown, this release reads "
                     f"{SCHEMA_VERSION}: make the fleet again"
                 )
             # Strict in JSON's sense: a number is no text, an array will do for a tuple.
-            fleet = pydantic.TypeAdapter(Fleet).validate_json(json.dumps(data), strict=True)
-        except pydantic.ValidationError as error:
-            raise ArtifactError(f"{path}: {first_fault(error)}") from None
-        except OSError as error:
-            raise ArtifactError(f"{path}: {error.strerror}") from None
-        except ValueError as error:
-            raise ArtifactError(f"{path}: not JSON: {error}") from None
+            return pydantic.TypeAdapter(Fleet).validate_json(json.dumps(data), strict=True)
+
+        fleet = read_file(path, parse)
         fleet._check(directory)
         return fleet
 

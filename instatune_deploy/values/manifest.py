@@ -10,7 +10,7 @@ import pydantic
 
 from instatune_deploy.errors import ArtifactError
 from instatune_deploy.values.deployment import Deployment
-from instatune_deploy.values.faults import first_fault
+from instatune_deploy.values.faults import read_file
 from instatune_deploy.values.fixed import FixedSizes
 from instatune_deploy.values.front import Measured, Predicted
 from instatune_deploy.values.hashing import sha256_file
@@ -73,15 +73,8 @@ class Manifest:
         Raises:
             ArtifactError: it is missing or damaged.
         """
-        path = directory / MANIFEST_NAME
-        try:
-            return pydantic.TypeAdapter(Manifest).validate_python(json.loads(path.read_text(encoding="utf-8")))
-        except pydantic.ValidationError as error:
-            raise ArtifactError(f"{path}: {first_fault(error)}") from None
-        except OSError as error:
-            raise ArtifactError(f"{path}: {error.strerror}") from None
-        except ValueError as error:
-            raise ArtifactError(f"{path}: not JSON: {error}") from None
+        adapter = pydantic.TypeAdapter(Manifest)
+        return read_file(directory / MANIFEST_NAME, lambda text: adapter.validate_python(json.loads(text)))
 
     def verify(self, directory: Path) -> None:
         """Check that `directory` holds exactly the manifest's files, byte for byte.

@@ -79,6 +79,16 @@ def get_runtime(name: str) -> Runtime:
     return runtime
 
 
+def run_file(path: Path, deployment: Deployment, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    """The outputs of the network in `path` for `inputs`, loaded for this once; raises what `Runtime.load` and
+    `Session.run` raise."""
+    session = get_runtime(deployment.runtime).load(path, deployment)
+    try:
+        return session.run(inputs)
+    finally:
+        session.close()
+
+
 def check_deployment(runtime: Runtime, deployment: Deployment) -> None:
     """Make sure that `runtime` can run `deployment` on this machine, and not merely something like it.
 

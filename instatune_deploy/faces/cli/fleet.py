@@ -9,8 +9,8 @@ import typer
 
 from instatune_deploy.errors import UsageError
 from instatune_deploy.faces.cli.app import JsonOption, RunOption, app, emit, find_run, progress
-from instatune_deploy.faces.cli.run import ForeignTablesOption, with_foreign_tables
-from instatune_deploy.values.fleet import PERCENTILES
+from instatune_deploy.faces.cli.run import ForeignTablesOption
+from instatune_deploy.faces.cli.select import check_percentile, job_to_select
 
 
 @app.command()
@@ -44,8 +44,7 @@ def fleet(
     """
     if not artifact and not latency_budget:
         raise UsageError("a fleet of what? give --artifact DIR or --latency-budget 5ms, once for each member")
-    if percentile not in (None, *PERCENTILES):
-        raise UsageError(f"unknown percentile {percentile!r}; known: {', '.join(PERCENTILES)}")
+    check_percentile(percentile)
     if out.exists():
         raise UsageError(f"{out} exists already; name a new directory")
     directories: dict[str, Path] = {}
@@ -59,15 +58,12 @@ def fleet(
 
     report = progress()
     if latency_budget:
-        from instatune_deploy.pipeline import open_run, select
+        from instatune_deploy.pipeline import select
         from instatune_deploy.values.budget import Budget
 
         home = find_run(run)
         budgets = [Budget.parse(text) for text in latency_budget]
-        job = open_run(home, report)
-        job.recipe = with_foreign_tables(job.recipe, foreign_tables)
-        if percentile is not None:
-            job.recipe = job.recipe.model_copy(update={"percentile": percentile})
+        job = job_to_select(home, report, percentile, foreign_tables)
         wanted = job.target(target or next(iter(job.recipe.targets)))
         front = job.search([wanted])[wanted.name]
         chosen: dict[tuple[str, str], str] = {}

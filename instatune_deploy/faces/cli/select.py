@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from instatune_deploy.errors import UsageError
 from instatune_deploy.faces.cli.app import JsonOption, RunOption, app, emit, find_run, progress
 from instatune_deploy.faces.cli.run import ForeignTablesOption, with_foreign_tables
+
+if TYPE_CHECKING:
+    from instatune_deploy.job import Job
 
 
 @app.command()
@@ -65,23 +70,42 @@ def select(
     if prefer not in (None, *PREFERENCES):
         raise UsageError(f"unknown preference {prefer!r}; known: {', '.join(PREFERENCES)}")
     budget = Budget.parse(", ".join([*given, *([prefer] if prefer else [])]))
-    if percentile not in (None, "p50", "p90", "p99"):
-        raise UsageError(f"unknown percentile {percentile!r}; known: p50, p90, p99")
+    check_percentile(percentile)
     directory = find_run(run)
 
     from instatune_deploy.faces.tables import print_selections
-    from instatune_deploy.pipeline import open_run
     from instatune_deploy.pipeline import select as select_network
 
-    job = open_run(directory, progress())
-    job.recipe = with_foreign_tables(job.recipe, foreign_tables)
-    if percentile is not None:
-        job.recipe = job.recipe.model_copy(update={"percentile": percentile})
-    if tune_epochs is not None:
-        job.recipe = job.recipe.model_copy(update={"tune_epochs": tune_epochs})
+    job = job_to_select(directory, progress(), percentile, foreign_tables, tune_epochs)
     wanted = job.target(target or next(iter(job.recipe.targets)))
     selection = select_network(job, wanted, job.search([wanted])[wanted.name], budget)
     if as_json:
         emit(selection.to_dict())
     else:
         print_selections([selection], directory)
+
+
+def check_percentile(percentile: str | None) -> None:
+    """Make sure that a percentile is one that is measured; None: the recipe's.
+
+    Raises:
+        UsageError: it is another.
+    """
+    from instatune_deploy.values.latency import PERCENTILES
+
+    if percentile not in (None, *PERCENTILES):
+        raise UsageError(f"unknown percentile {percentile!r}; known: {', '.join(PERCENTILES)}")
+
+
+def job_to_select(
+    directory: Path, report: Callable[[str], None], percentile: str | None, foreign_tables: bool,
+    tune_epochs: float | None = None,
+) -> Job:  # fmt: skip
+    """The job of the run in `directory`, with what is asked for in the place of what its recipe says; None: the recipe's."""
+    from instatune_deploy.pipeline import open_run
+
+    job = open_run(directory, report)
+    asked = {"percentile": percentile, "tune_epochs": tune_epochs}
+    changes = {key: value for key, value in asked.items() if value is not None}
+    job.recipe = with_foreign_tables(job.recipe, foreign_tables).model_copy(update=changes)
+    return job

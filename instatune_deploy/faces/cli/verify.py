@@ -34,22 +34,22 @@ def verify(
     Example: instatune-deploy verify runs/minilm-sst2/artifacts/cpu-avx512/p50-50pct
     """
     from instatune_deploy.pipeline import open_run
-    from instatune_deploy.values.fleet import FLEET_NAME, Fleet
+    from instatune_deploy.values.fleet import Fleet, is_fleet
     from instatune_deploy.verifying import require, verify_artifact
     from instatune_deploy.workspace import is_run
 
     report = progress()
     home = run or next((parent for parent in artifact.resolve().parents if is_run(parent)), None)
     job = None if home is None else open_run(find_run(home), report)
-    is_fleet = (artifact / FLEET_NAME).is_file()
-    directories = [artifact / member.directory for member in Fleet.read(artifact).members] if is_fleet else [artifact]
+    whole = is_fleet(artifact)
+    directories = [artifact / member.directory for member in Fleet.read(artifact).members] if whole else [artifact]
     verified = [
         verify_artifact(directory, job=job, latency=latency, seconds=seconds, report=report)
         for directory in directories
     ]
     if as_json:
         found = [verification.to_dict() for verification in verified]
-        emit({"fleet": str(artifact), "members": found} if is_fleet else found[0])
+        emit({"fleet": str(artifact), "members": found} if whole else found[0])
     else:
         typer.echo("\n".join(line for verification in verified for line in _lines(verification)))
     for verification in verified:

@@ -21,7 +21,7 @@ CHECKED = 5
 #: A value may move by this share of the range that the values of the sub-networks tried span.
 LARGEST_MOVE = 0.01
 #: Instruction sets with products of bf16, by the names that CPUs give them.
-_BF16_INSTRUCTIONS = {"amx_bf16", "avx512_bf16", "bf16"}
+BF16_INSTRUCTIONS = {"amx_bf16", "avx512_bf16", "bf16"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def choose(runs: Runs, batches: Sequence[Batch], metric: str, wanted: Precision)
 def _has_bf16(runs: Runs) -> bool:
     if next(runs.supernet.parameters()).device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    return bool(_BF16_INSTRUCTIONS & set(detect().instruction_sets))
+    return bool(BF16_INSTRUCTIONS & set(detect().instruction_sets))
 
 
 def _speedup(runs: Runs, tried: Sequence[Architecture], batches: Sequence[Batch]) -> float:
