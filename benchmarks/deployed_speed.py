@@ -34,9 +34,10 @@ from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.device.timing import measure
 from instatune_deploy.errors import InfeasibleBudgetError
+from instatune_deploy.exporting import export_network
 from instatune_deploy.faces.cli.app import progress, quiet_libraries
 from instatune_deploy.job import Job
-from instatune_deploy.pipeline import export_network, select, start_job
+from instatune_deploy.pipeline import select, start_job
 from instatune_deploy.stages.confirm import measured_metric
 from instatune_deploy.stages.export import Artifact, open_artifact
 from instatune_deploy.values.budget import Budget

@@ -17,8 +17,12 @@ import pytest
 import torch
 import yaml
 
+from instatune_deploy.device.runtimes.base import run_file
 from instatune_deploy.elastic.subnetwork import load_subnetwork
 from instatune_deploy.elastic.supernet import load_supernet
+from instatune_deploy.exporting import FullNetwork
+from instatune_deploy.pipeline import open_run
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.fleet import Fleet
 from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.hashing import sha256_file
@@ -194,6 +198,25 @@ def test_what_is_selected_may_be_tuned_alone(project: Path, run: Path) -> None:
     untuned = load_supernet(run / "supernet").extract(network).state_dict()
     assert weights.keys() == untuned.keys()
     assert any(not torch.equal(weights[name], untuned[name]) for name in weights)
+
+
+def test_the_full_network_runs_on_every_deployment_beside_a_candidate(
+    project: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    job = open_run(run, lambda line: None)
+    target = job.target("cpu-test")
+    reference = FullNetwork(job, target, job.search([target])[target.name])
+    kept = {path.name for path in reference.artifact.directory.iterdir()}
+    ids = np.full((2, 7), 5)
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    int8 = [Deployment("onnxruntime", "int8"), Deployment("openvino", "int8")]
+    assert not all(reference.artifact.model_file(deployment).is_file() for deployment in int8)
+    expected = run_file(reference.file(Deployment("onnxruntime")), Deployment("onnxruntime"), inputs)[0]
+    for deployment in int8:
+        found = run_file(reference.file(deployment), deployment, inputs)[0]
+        assert np.abs(found - expected).max() < 0.2 * np.abs(expected).max()
+    assert {path.name for path in reference.artifact.directory.iterdir()} == kept
 
 
 def test_select_keeps_several_budgets_and_says_who_else_there_was(project: Path, run: Path) -> None:

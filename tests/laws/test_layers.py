@@ -31,10 +31,11 @@ FLOORS = {
     "kit": 6,
     "serving": 6,
     "job": 6,
-    "pipeline": 7,
+    "exporting": 7,
+    "pipeline": 8,
     "verifying": 7,
-    "faces": 8,
-    "__main__": 9,
+    "faces": 9,
+    "__main__": 10,
 }
 SAME_FLOOR = {("data", "values"), ("errors", "")}
 DOORS = {

@@ -61,7 +61,8 @@ def export(
     directory = find_run(run)
 
     from instatune_deploy.device.lowering.onnx import OPSET
-    from instatune_deploy.pipeline import confirmed, export_network, open_run
+    from instatune_deploy.exporting import confirmed, export_network
+    from instatune_deploy.pipeline import open_run
     from instatune_deploy.values.space import Architecture
 
     job = open_run(directory, progress())
