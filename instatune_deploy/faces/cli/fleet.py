@@ -45,9 +45,9 @@ def fleet(
     if not artifact and not latency_budget:
         raise UsageError("a fleet of what? give --artifact DIR or --latency-budget 5ms, once for each member")
     selecting = {"--run": run, "--target": target, "--percentile": percentile, "--foreign-tables": foreign_tables}
-    if not latency_budget and (given := [name for name, value in selecting.items() if value]):
+    if not latency_budget and (idle := [name for name, value in selecting.items() if value]):
         raise UsageError(
-            f"{', '.join(given)}: these say how to select a network, and none is asked for: give --latency-budget"
+            f"{', '.join(idle)}: these say how to select a network, and none is asked for: give --latency-budget"
         )
     check_percentile(percentile)
     if out.exists():
