@@ -22,7 +22,10 @@ from tests.helpers import TARGET, call_main, write_text_data, write_text_model
 
 ROOT = Path(__file__).parents[1]
 #: Pages in the order in which somebody reads them: what is made on one is used on the next.
-PAGES = ["README.md", *(f"docs/{name}.md" for name in ("start", "recipes", "search", "targets", "artifacts", "serving"))]
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("start", "recipes", "search", "targets", "artifacts", "serving")),
+]
 #: What makes a tiny model's job short; nothing that pages say is changed by it.
 QUICK = {
     "space": {"depths": [1, 2, 3], "heads": [2, 4], "ffn": [16, 64]},
@@ -34,7 +37,10 @@ QUICK = {
 }  # fmt: skip
 QUICK_DATA = {"search_rows": 100, "sequence_length": 16}
 #: Appended to a command that would otherwise measure for minutes.
-QUICK_OPTIONS = {"profile": ["--seconds", "0.5", "--heldout", "2", "--wait-seconds", "0"], "bench": ["--seconds", "0.5"]}
+QUICK_OPTIONS = {
+    "profile": ["--seconds", "0.5", "--heldout", "2", "--wait-seconds", "0"],
+    "bench": ["--seconds", "0.5"],
+}
 NEEDS_MORE_THAN_A_TINY_MODEL = "select"  # whose networks lose too much, or are no faster: nothing may fit a budget
 STARTED_WITHIN_S = 60
 READY = "http://localhost:8080/v2/health/ready"
