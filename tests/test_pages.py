@@ -146,8 +146,10 @@ def test_commands_work_as_they_are_written(
             shutil.copytree("runs/run/artifacts/cpu-avx512/p50-50pct", "my-artifact")
 
 
-def test_the_pages_python_runs(folder: Path) -> None:
-    (example,) = blocks("docs/python.md", "python")
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_the_pages_python_runs(page: str, folder: Path) -> None:
+    """After the commands of the pages above, which made the run."""
+    (example,) = blocks(page, "python")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     found = subprocess.run(
         [sys.executable, "-c", example], cwd=folder, env=environment, capture_output=True, text=True, check=False
