@@ -30,7 +30,7 @@ from instatune_deploy.stages.finetune import fine_tuned, finetune
 from instatune_deploy.stages.predict import fit_predictor
 from instatune_deploy.stages.tune import tune
 from instatune_deploy.values.evaluations import read_evaluations
-from instatune_deploy.values.macs import ModelShape, count_macs
+from instatune_deploy.values.macs import NetworkShape, count_macs
 from instatune_deploy.values.recipe import FinetuneSection
 from instatune_deploy.values.space import Architecture, SearchSpace
 from instatune_deploy.values.steadying import steadied
@@ -100,7 +100,7 @@ class Bench:
         self.key = f"{self.name}, {material.subject.train_rows or 'all'} rows"
         self.data, self.processor = material.data, material.processor
 
-    def limit(self, shape: ModelShape, cut: str) -> float:
+    def limit(self, shape: NetworkShape, cut: str) -> float:
         """Multiply-accumulates that a network may have."""
         return (1 - CUTS[cut]) * count_macs(shape, shape.full())
 

@@ -11,7 +11,7 @@ from instatune_deploy.data.dataset import Split, TaskData, open_report_split, op
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.elastic.pretrained import load_config, load_pretrained, space_for
 from instatune_deploy.elastic.supernet import Supernet
-from instatune_deploy.values.macs import ModelShape
+from instatune_deploy.values.macs import NetworkShape
 from instatune_deploy.values.recipe import DataSection, Task
 from instatune_deploy.values.space import SearchSpace
 
@@ -84,7 +84,7 @@ class Material:
         return load_pretrained(self.subject.model, self.subject.task, self.data.classes, reset_head=False, seed=seed)
 
     @cached_property
-    def full_shape(self) -> ModelShape:
+    def full_shape(self) -> NetworkShape:
         """Sizes of the full network, which multiply-accumulates follow from; no seed changes them."""
         return Supernet(self.load_model(0), self.space).shape(self.subject.data.sequence_length)
 

@@ -16,7 +16,8 @@ from instatune_deploy.elastic.subnetwork import full_architecture
 from instatune_deploy.errors import CheckpointError, FamilyError, SpaceError
 from instatune_deploy.values.proposal import probing_space
 from instatune_deploy.values.recipe import Task
-from instatune_deploy.values.space import AUTO, FAMILY_PRESETS, SearchSpace, preset
+from instatune_deploy.values.presets import AUTO, FAMILY_PRESETS, preset
+from instatune_deploy.values.space import Architecture, SearchSpace
 
 AUTO_CLASSES: dict[Task, Any] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
@@ -136,16 +137,32 @@ def space_for(config: PretrainedConfig, wanted: str | dict[str, Any]) -> SearchS
 
     Raises:
         UnknownNameError: there is no such preset.
-        SpaceError: the choices contradict each other, or are not for as many layers as the model has.
+        SpaceError: the choices contradict each other, are not for as many layers as the model has, or for another kind of
+            model.
     """
     full = full_architecture(config)
     if not isinstance(wanted, str):
+        _check_transformer(full, "choices of heads and ffn")
         heads, ffn = (_of_each_layer(wanted[name], full.depth, name) for name in ("heads", "ffn"))
-        return SearchSpace(tuple(sorted(set(wanted["depths"]))), heads, ffn, tuple(reversed(range(full.depth))))
+        return SearchSpace.stack(sorted(set(wanted["depths"])), heads, ffn, tuple(reversed(range(full.depth))))
     if wanted == AUTO:
+        _check_transformer(full, AUTO)
         return probing_space(full)
-    found = preset(FAMILY_PRESETS[config.model_type] if wanted == "paper" else wanted)
-    return found.scaled(full.depth, *full.layers[0])
+    name = FAMILY_PRESETS[config.model_type] if wanted == "paper" else wanted
+    try:
+        return preset(name).fitted(full)
+    except SpaceError as error:
+        raise SpaceError(f"preset {name}: {error}") from None
+
+
+def _check_transformer(full: Architecture, what: str) -> None:
+    """Make sure that a network has the dimensions of a transformer.
+
+    Raises:
+        SpaceError: it has others.
+    """
+    if len(full.depths) > 1 or len(full.layers[0]) != 2:
+        raise SpaceError(f"space: {what} are for transformers; for a convolutional network name a preset, such as paper")
 
 
 def _of_each_layer(given: list[Any], layers: int, name: str) -> tuple[tuple[int, ...], ...]:

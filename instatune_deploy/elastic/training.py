@@ -24,11 +24,11 @@ from instatune_deploy.elastic.families import axis_map
 from instatune_deploy.elastic.losses import ElasticLoss
 from instatune_deploy.elastic.optimizer import RateSettings, WeightAverage
 from instatune_deploy.elastic.processes import is_main_process, process_count
-from instatune_deploy.elastic.subnetwork import CONFIG_KEY, build_subnetwork, layer_list, load_state
+from instatune_deploy.elastic.subnetwork import CONFIG_KEY, build_subnetwork, model_layers, load_state
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.trainer import DistillingTrainer, ElasticTrainer, KeepDrawer
 from instatune_deploy.errors import UsageError
-from instatune_deploy.values.macs import ModelShape
+from instatune_deploy.values.macs import NetworkShape
 from instatune_deploy.values.recipe import FinetuneSection, TrainingSection
 from instatune_deploy.values.space import Architecture, SearchSpace
 
@@ -55,7 +55,7 @@ def rates_of(settings: FinetuneSection) -> RateSettings:
     return RateSettings(settings.head_rate, settings.layer_decay)
 
 
-def drawer_of(settings: FinetuneSection, space: SearchSpace, shape: ModelShape, *, seed: int) -> Drawer:
+def drawer_of(settings: FinetuneSection, space: SearchSpace, shape: NetworkShape, *, seed: int) -> Drawer:
     """What draws the sub-networks of each step as a recipe asks for."""
     drawn = DrawSettings(settings.subnetworks, settings.sampling, settings.size_power, settings.widen_epochs)
     return Drawer(space, shape, drawn, seed=seed)
@@ -122,7 +122,7 @@ def _layers(trainer: Trainer) -> list[nn.Module]:
     networks = [trained.model if isinstance(trained, Supernet) else trained]
     if isinstance(trainer, DistillingTrainer) and trainer.teacher is not None:
         networks.append(trainer.teacher)
-    return [layer for network in networks for layer in layer_list(network, axis_map(network.config.model_type))]
+    return [layer for network in networks for layer in model_layers(network, axis_map(network.config.model_type))]
 
 
 def _last_whole(checkpoints: Path, needed: list[str]) -> Path | None:

@@ -90,7 +90,7 @@ def test_a_table_round_trips(
         (("percentile_ratio", "p90"), float("inf"), "percentile_ratio: .*finite"),
         (("interval_pct",), {"label": 1.0}, "interval_pct"),
         (("trees",), [{"feature": "switch"}], "trees: one is neither"),
-        (("attention_ms", "x"), 1.0, "attention_ms"),
+        (("layer_ms", "heads=6"), "slow", "layer_ms"),
         (("heldout",), [{"architecture": "1L[1-1]"}], "heldout.0"),
         (("colour",), "red", "colour"),
         (("schema_version",), 99, "schema_version: is 99"),
