@@ -84,8 +84,9 @@ class Job:
         recipe, targets = self.recipe, self.check()
         teacher, searched = recipe.finetune.teacher, recipe.search
         space = self.named_space
-        choices = f"{len(space.head_choices)} head counts and {len(space.ffn_choices)} MLP widths"
-        what = f"a space proposed from {choices}" if recipe.space == AUTO else f"{space.size:,} sub-networks"
+        what = f"{space.size:,} sub-networks"
+        if recipe.space == AUTO:
+            what = f"a space proposed from {len(space.head_choices)} head counts and {len(space.ffn_choices)} MLP widths"
         lines = [f"model {recipe.model} ({self.config.model_type}), {what}"]
         if teacher is not None:
             lines.append(f"fine-tune the full model: {teacher.epochs:g} epochs of {len(self.data.train)} samples")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -34,6 +35,8 @@ from instatune_deploy.values.space import Architecture, SearchSpace
 
 Report = Callable[[str], None]
 
+#: Training rows that a sub-network's batch norm statistics are measured on, and how many of them at a time.
+CALIBRATION_ROWS, CALIBRATION_BATCH = 512, 64
 #: Keys of configs that say how much is dropped while training, of all families.
 _DROPOUT_KEYS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout",
@@ -143,6 +146,15 @@ def _step(checkpoint: Path) -> int:
 def labelled_batches(split: Split, rows: int, size: int, processor: Processor) -> list[dict[str, Tensor]]:
     """The first `rows` rows as batches of torch tensors with `labels`."""
     return list(processor.labelled_batches(split.rows.select(range(min(rows, len(split)))), size))
+
+
+def calibration_batches(split: Split, processor: Processor, *, seed: int) -> list[dict[str, Tensor]]:
+    """Rows to measure batch norm statistics on, drawn by `seed`, as batches of the model's inputs without labels."""
+    count = min(CALIBRATION_ROWS, len(split))
+    count -= count % CALIBRATION_BATCH if count > CALIBRATION_BATCH else 0  # every batch counts alike
+    rows = split.rows.select(sorted(random.Random(seed).sample(range(len(split)), count)))
+    batches = processor.batches(rows, CALIBRATION_BATCH)
+    return [{name: torch.from_numpy(array) for name, array in inputs.items()} for _, inputs in batches]
 
 
 def with_dropout(model: PreTrainedModel, probability: float | None) -> PreTrainedModel:
