@@ -49,6 +49,12 @@ SUBJECTS = {
         {"depths": [5, 6, 7, 8, 9], "heads": [2, 3, 4, 5, 6], "ffn": [192, 384, 576, 768]},
         train_rows=2000, search_rows=750, fine_tuned=True,  # what hours of two cores allow
     ),
+    # Pre-trained on the same rows by benchmarks/pretrain_resnet.py.
+    "resnet_cifar10": Subject(
+        "resnet_cifar10", "benchmarks/models/resnet-cifar10", "image-classification",
+        DataSection(train="benchmarks/data/cifar10/train.parquet", search_rows=5000, report_rows=5000, shuffle=False),
+        train_rows=10_000, search_rows=2000, fine_tuned=True,
+    ),
 }  # fmt: skip
 
 

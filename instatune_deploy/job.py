@@ -28,8 +28,8 @@ from instatune_deploy.stages.tune import tune
 from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import NetworkShape
-from instatune_deploy.values.recipe import Recipe
 from instatune_deploy.values.presets import AUTO
+from instatune_deploy.values.recipe import Recipe
 from instatune_deploy.values.space import Architecture, SearchSpace
 from instatune_deploy.values.target import Target, find_target
 from instatune_deploy.workspace import (
@@ -86,7 +86,9 @@ class Job:
         space = self.named_space
         what = f"{space.size:,} sub-networks"
         if recipe.space == AUTO:
-            what = f"a space proposed from {len(space.head_choices)} head counts and {len(space.ffn_choices)} MLP widths"
+            what = (
+                f"a space proposed from {len(space.head_choices)} head counts and {len(space.ffn_choices)} MLP widths"
+            )
         lines = [f"model {recipe.model} ({self.config.model_type}), {what}"]
         if teacher is not None:
             lines.append(f"fine-tune the full model: {teacher.epochs:g} epochs of {len(self.data.train)} samples")

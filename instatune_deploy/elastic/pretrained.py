@@ -16,9 +16,9 @@ from instatune_deploy.data.processor import Processor
 from instatune_deploy.elastic.families import axis_map, config_axis_map
 from instatune_deploy.elastic.subnetwork import full_architecture
 from instatune_deploy.errors import CheckpointError, FamilyError, SpaceError
+from instatune_deploy.values.presets import AUTO, FAMILY_PRESETS, preset
 from instatune_deploy.values.proposal import probing_space
 from instatune_deploy.values.recipe import Task
-from instatune_deploy.values.presets import AUTO, FAMILY_PRESETS, preset
 from instatune_deploy.values.space import Architecture, SearchSpace
 
 AUTO_CLASSES: dict[Task, Any] = {
@@ -64,7 +64,9 @@ def _image_size(name: str) -> int:
     pixels = Processor(name, "image-classification", 0).encode_images([Image.new("RGB", (256, 256))])["pixel_values"]
     height, width = pixels.shape[-2:]
     if height != width:
-        raise CheckpointError(f"{name}: its image processor makes images of {height} x {width} pixels, expected squares")
+        raise CheckpointError(
+            f"{name}: its image processor makes images of {height} x {width} pixels, expected squares"
+        )
     return int(height)
 
 
@@ -181,7 +183,9 @@ def _check_transformer(full: Architecture, what: str) -> None:
         SpaceError: it has others.
     """
     if len(full.depths) > 1 or len(full.layers[0]) != 2:
-        raise SpaceError(f"space: {what} are for transformers; for a convolutional network name a preset, such as paper")
+        raise SpaceError(
+            f"space: {what} are for transformers; for a convolutional network name a preset, such as paper"
+        )
 
 
 def _of_each_layer(given: list[Any], layers: int, name: str) -> tuple[tuple[int, ...], ...]:

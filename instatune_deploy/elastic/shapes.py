@@ -151,7 +151,9 @@ def _layer_costs(
     elastic = [axis.parameter for axis in axes.dimensions[0].axes]
     macs, parameters, spots = [0, 0, 0], [0, 0, 0], 0
     for name, parameter in layer.named_parameters():
-        degree = elastic.count(name)  # axes of it that are elastic: what it costs is so much for each unit, or each pair
+        degree = elastic.count(
+            name
+        )  # axes of it that are elastic: what it costs is so much for each unit, or each pair
         size = parameter.numel() // full**degree
         parameters[degree] += size
         module = layer.get_submodule(name.rpartition(".")[0])

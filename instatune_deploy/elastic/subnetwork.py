@@ -126,7 +126,9 @@ def check_space(space: SearchSpace, config: PretrainedConfig) -> None:
     full, axes = full_architecture(config), axis_map(config.model_type)
     names = tuple(dimension.name for dimension in axes.dimensions)
     if space.dimensions != names:
-        raise SpaceError(f"the space is of {', '.join(space.dimensions)}, but the model's layers have {', '.join(names)}")
+        raise SpaceError(
+            f"the space is of {', '.join(space.dimensions)}, but the model's layers have {', '.join(names)}"
+        )
     if len(space.stages) != len(full.depths):
         raise SpaceError(f"the space has {len(space.stages)} stages, but the model {len(full.depths)}")
     for stage, (wanted, there) in enumerate(zip(space.stages, full.depths, strict=True)):
@@ -140,7 +142,9 @@ def check_space(space: SearchSpace, config: PretrainedConfig) -> None:
         for kind, name in enumerate(names):
             most, full_count = space.stage_choices(kind)[stage][-1], full.stages[stage][0][kind]
             if most > full_count:
-                raise SpaceError(f"the space has {most} {_NAMES.get(name, name)}{where}, but the model only {full_count}")
+                raise SpaceError(
+                    f"the space has {most} {_NAMES.get(name, name)}{where}, but the model only {full_count}"
+                )
 
 
 def build_subnetwork(

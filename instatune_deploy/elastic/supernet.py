@@ -155,7 +155,12 @@ class Supernet(nn.Module):
 
     def _fresh_statistics(self, index: int, choice: LayerChoice) -> Statistics:
         views, layer = self._layer_views(index, choice), self.layers[index]
-        whole = {f"{name}.{key}": b for name, m in layer.named_modules() if isinstance(m, BATCH_NORMS) for key, b in m.named_buffers()}
+        whole = {
+            f"{name}.{key}": b
+            for name, m in layer.named_modules()
+            if isinstance(m, BATCH_NORMS)
+            for key, b in m.named_buffers()
+        }
         return {name: torch.zeros_like(views.get(name, buffer)) for name, buffer in whole.items()}
 
     def views(self, architecture: Architecture) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from instatune_deploy.elastic.families import axis_map
 from instatune_deploy.elastic.losses import ElasticLoss
 from instatune_deploy.elastic.optimizer import RateSettings, WeightAverage
 from instatune_deploy.elastic.processes import is_main_process, process_count
-from instatune_deploy.elastic.subnetwork import CONFIG_KEY, build_subnetwork, model_layers, load_state
+from instatune_deploy.elastic.subnetwork import CONFIG_KEY, build_subnetwork, load_state, model_layers
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.trainer import DistillingTrainer, ElasticTrainer, KeepDrawer
 from instatune_deploy.errors import UsageError

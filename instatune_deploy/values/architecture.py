@@ -35,7 +35,9 @@ class Architecture:
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "depths", tuple(self.depths) or (len(layers),))
         if not layers or not all(choice and min(choice) >= 1 for choice in layers):
-            raise ArchitectureError(f"an architecture needs at least one layer, and one unit of each kind in it: {layers}")
+            raise ArchitectureError(
+                f"an architecture needs at least one layer, and one unit of each kind in it: {layers}"
+            )
         if len({len(choice) for choice in layers}) > 1:
             raise ArchitectureError(f"the layers of an architecture must have as many counts each: {layers}")
         if sum(self.depths) != len(layers) or min(self.depths) < 1:

@@ -102,10 +102,7 @@ def test_around_the_front_better_networks_of_a_size_are_drawn_more_often() -> No
         drawn = draws.at(step, 0)
         draws.learn(drawn, [excess(a) for a in drawn])
         seen.append(drawn[0])
-    assert (
-        sum(a.layers[0][0] == 12 for a in seen[200:])
-        > 1.5 * sum(a.layers[0][0] == 12 for a in seen[:64]) * 200 / 64
-    )
+    assert sum(a.layers[0][0] == 12 for a in seen[200:]) > 1.5 * sum(a.layers[0][0] == 12 for a in seen[:64]) * 200 / 64
     copy = drawer(sampling="front")
     copy.restore(draws.state())
     assert [copy.at(step, 0) for step in range(400, 420)] == [draws.at(step, 0) for step in range(400, 420)]

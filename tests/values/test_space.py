@@ -55,7 +55,20 @@ def test_what_prints_parses_back(architecture: Architecture) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "2L[12-1536]", "1L[]", "2L[1 |]", "2L[1 2-3]", "2L[1 || 1]", "1L[0-16]", "1L[12:16]", "L[1-1]", "1L[12-16] x", "-1L[1-1]"]
+    "text",
+    [
+        "",
+        "2L[12-1536]",
+        "1L[]",
+        "2L[1 |]",
+        "2L[1 2-3]",
+        "2L[1 || 1]",
+        "1L[0-16]",
+        "1L[12:16]",
+        "L[1-1]",
+        "1L[12-16] x",
+        "-1L[1-1]",
+    ],
 )
 def test_a_malformed_architecture_is_refused(text: str) -> None:
     with pytest.raises(ArchitectureError):
@@ -128,7 +141,9 @@ def test_decoding_refuses_what_the_drop_order_forbids() -> None:
 
 
 @given(spaces(), seeds)
-def test_what_tables_are_measured_with_holds_every_choice_of_a_stage_at_any_depth(space: SearchSpace, seed: int) -> None:
+def test_what_tables_are_measured_with_holds_every_choice_of_a_stage_at_any_depth(
+    space: SearchSpace, seed: int
+) -> None:
     probing, rng = space.probing, random.Random(seed)
     assert probing.stages == space.stages
     assert all(known == tuple(range(1, n + 1)) for known, n in zip(probing.depths, space.stages, strict=True))

@@ -73,7 +73,6 @@ def fit_table(
     """
     counts = [features(architecture, dimensions) for architecture in samples]
 
-
     def order(name: str) -> tuple[str, int, int]:
         """By place, then dimension, then size."""
         which, _, count = name.partition("=")
@@ -109,7 +108,9 @@ def refit(table: LatencyTable, raw: Samples) -> LatencyTable:
     found = summarize(raw, find_labels(raw, seed=seed), precision=table.settings.get("precision", 0.0))
     probes = [found[sample.architecture] for sample in table.samples]
     held = [found[sample.architecture] for sample in table.heldout]
-    return LatencyTable(**{**table.__dict__, **fitted_fields(probes, held, raw, seed=seed, dimensions=table.dimensions)})
+    return LatencyTable(
+        **{**table.__dict__, **fitted_fields(probes, held, raw, seed=seed, dimensions=table.dimensions)}
+    )
 
 
 def fitted_fields(
