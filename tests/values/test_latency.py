@@ -110,6 +110,20 @@ def test_a_damaged_table_names_file_and_field(make_table: MakeTable, path: tuple
     assert "\n" not in str(caught.value)
 
 
+def test_a_table_of_schema_2_reads_as_what_it_meant(make_table: MakeTable) -> None:
+    table = make_table(SPACE)
+    data = json.loads(table.to_json())
+    for dimension, name in (("heads", "attention_ms"), ("ffn", "ffn_ms")):
+        costs = ((key.split("="), ms) for key, ms in table.layer_ms.items())
+        data[name] = {count: ms for (kind, count), ms in costs if kind == dimension}
+    del data["layer_ms"], data["dimensions"]
+    written = json.dumps({**data, "schema_version": 2})
+    assert LatencyTable.from_json(written) == table
+    del data["ffn_ms"]
+    with pytest.raises(TableError, match="layer_ms"):
+        LatencyTable.from_json(json.dumps({**data, "schema_version": 2}))
+
+
 def test_a_truncated_file_is_refused(make_table: MakeTable) -> None:
     text = make_table(SPACE).to_json()
     for length in (0, 1, len(text) // 2, len(text) - 3):
