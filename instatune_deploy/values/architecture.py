@@ -31,14 +31,14 @@ class Architecture:
     depths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        layers = tuple(tuple(choice) for choice in self.layers)
+        layers = tuple(map(tuple, self.layers))
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "depths", tuple(self.depths) or (len(layers),))
-        if not layers or not all(choice and min(choice) >= 1 for choice in layers):
+        if not layers or not all(layers) or min(map(min, layers)) < 1:
             raise ArchitectureError(
                 f"an architecture needs at least one layer, and one unit of each kind in it: {layers}"
             )
-        if len({len(choice) for choice in layers}) > 1:
+        if len(set(map(len, layers))) > 1:
             raise ArchitectureError(f"the layers of an architecture must have as many counts each: {layers}")
         if sum(self.depths) != len(layers) or min(self.depths) < 1:
             raise ArchitectureError(f"stages of {list(self.depths)} layers cannot hold {len(layers)}")

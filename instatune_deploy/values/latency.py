@@ -6,7 +6,8 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pydantic
@@ -169,9 +170,9 @@ class LatencyTable:
             raise ValueError("percentile_ratio, interval_pct: must name label, p50, p90 and p99")
         for group in ("samples", "heldout"):
             for number, sample in enumerate(getattr(self, group)):
-                for field in ("label_ms", "p50_ms", "p90_ms", "p99_ms"):
-                    if not (math.isfinite(getattr(sample, field)) and getattr(sample, field) > 0):
-                        raise ValueError(f"{group}.{number}.{field}: holds a latency that is not a positive number")
+                for name in ("label_ms", "p50_ms", "p90_ms", "p99_ms"):
+                    if not (math.isfinite(getattr(sample, name)) and getattr(sample, name) > 0):
+                        raise ValueError(f"{group}.{number}.{name}: holds a latency that is not a positive number")
         for tree in self.trees:
             if wrong := problem(tree):
                 raise ValueError(f"trees: one {wrong}")
@@ -182,18 +183,20 @@ class LatencyTable:
         Raises:
             TableError: the table lacks an entry that the architecture needs; nothing is extrapolated.
         """
-        missing = self.missing(architecture)
-        if missing:
-            raise TableError(
-                f"latency table {self.target}/{self.deployment.name} has no entry for {', '.join(missing)}"
-            )
-        found = features(architecture, self.dimensions)
-        total = sum_costs_ms(found, self.fixed_ms, self.layer_ms, self.switch_ms, self.trees)
+        try:
+            total = self._costs.of(architecture)
+        except (KeyError, ValueError):
+            missing = ", ".join(self.missing(architecture))
+            raise TableError(f"latency table {self.target}/{self.deployment.name} has no entry for {missing}") from None
         if percentile is None:
             return total
         if percentile not in self.percentile_ratio:
             raise TableError(f"unknown percentile {percentile!r}; known: {', '.join(self.percentile_ratio)}")
         return total * self.percentile_ratio[percentile]
+
+    @cached_property
+    def _costs(self) -> CostsMs:
+        return CostsMs(self.fixed_ms, self.layer_ms, self.switch_ms, self.trees, self.dimensions)
 
     def estimate(self, architecture: Architecture, percentile: str | None = None) -> Estimate:
         """Predicted latency in ms with the interval that 95% of networks are in; see `estimate_ms`."""
@@ -283,14 +286,37 @@ def _newest(data: Any) -> Any:
     return {**kept, "layer_ms": layer_ms, "schema_version": SCHEMA_VERSION}
 
 
-def sum_costs_ms(
-    found: Mapping[str, float], fixed_ms: float, layer_ms: Mapping[str, float], switch_ms: float,
-    trees: Sequence[Any] = (),
-) -> float:  # fmt: skip
-    """Predicted latency in ms of a network with these `features`: the formula in `LatencyTable`."""
-    layers = sum(layer_ms[name] * count for name, count in found.items() if name != SWITCH)
-    total = fixed_ms + layers + switch_ms * found[SWITCH]
-    return total * (1 + evaluate(trees, found)) if trees else total
+@dataclass(frozen=True)
+class CostsMs:
+    """The formula of `LatencyTable`, in ms."""
+
+    fixed: float
+    layer: Mapping[str, float]
+    switch: float
+    trees: Sequence[Any] = ()
+    dimensions: tuple[str, ...] = TRANSFORMER
+    _known: dict[Any, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def of(self, architecture: Architecture) -> float:
+        """Predicted latency of `architecture`.
+
+        Raises:
+            KeyError: a choice of it has no cost. ValueError: its layers have other dimensions.
+        """
+        several, total = len(architecture.depths) > 1, 0.0
+        for stage, layers in enumerate(architecture.stages):
+            for number, choice in enumerate(layers):
+                key = (stage, not number, choice) if several else choice
+                cost = self._known.get(key)
+                if cost is None:
+                    place = _place(stage, first=not number) if several else ""
+                    cost = sum(self.layer[name] for name in _names(choice, self.dimensions, place))
+                    self._known[key] = cost
+                total += cost
+        total = self.fixed + total + self.switch * architecture.switches
+        if not self.trees:
+            return total
+        return total * (1 + evaluate(self.trees, features(architecture, self.dimensions)))
 
 
 def features(architecture: Architecture, dimensions: Sequence[str] = TRANSFORMER) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -240,17 +240,18 @@ def count_macs(shape: NetworkShape, architecture: Architecture) -> int:
     Products of weights alone, such as projections of relative positions, do not count: an exported network holds their
     results.
     """
-    return shape.fixed_macs + sum(
-        shape.macs_of(stage, first=not place).of(choice)
-        for stage, layers in enumerate(architecture.stages)
-        for place, choice in enumerate(layers)
-    )
+    return shape.fixed_macs + _sum_of(shape.macs_of, architecture)
 
 
 def count_parameters(shape: NetworkShape, architecture: Architecture) -> int:
     """Parameters of a sub-network, biases and norms included."""
-    return shape.fixed_parameters + sum(
-        shape.parameters_of(stage, first=not place).of(choice)
-        for stage, layers in enumerate(architecture.stages)
-        for place, choice in enumerate(layers)
-    )
+    return shape.fixed_parameters + _sum_of(shape.parameters_of, architecture)
+
+
+def _sum_of(cost: Callable[..., LayerCost], architecture: Architecture) -> int:
+    """The costs of all layers, `cost` giving that of a stage's first layer and of its others."""
+    total = 0
+    for stage, layers in enumerate(architecture.stages):
+        first, other = cost(stage, first=True), cost(stage, first=False)
+        total += first.of(layers[0]) + sum(other.of(choice) for choice in layers[1:])
+    return total

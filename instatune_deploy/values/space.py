@@ -91,7 +91,7 @@ class SearchSpace:
             sorted(set(depths)), (sorted(set(heads)),) * layers, (sorted(set(ffn)),) * layers, range(layers)[::-1]
         )
 
-    @property
+    @cached_property
     def layers(self) -> int:
         """Number of layers of the full network."""
         return sum(self.stages)
@@ -201,12 +201,13 @@ class SearchSpace:
             return False
         if any(depth not in known for depth, known in zip(architecture.depths, self.depths, strict=True)):
             return False
-        kept = self.kept_layers(architecture.depths)
-        return len(architecture.layers[0]) == len(self.dimensions) and all(
-            count in choices
-            for i, choice in zip(kept, architecture.layers, strict=True)
-            for count, choices in zip(choice, self.layer_choices[i], strict=True)
-        )
+        if len(architecture.layers[0]) != len(self.dimensions):
+            return False
+        for i, choice in zip(self.kept_layers(architecture.depths), architecture.layers, strict=True):
+            for count, choices in zip(choice, self.layer_choices[i], strict=True):
+                if count not in choices:
+                    return False
+        return True
 
     def check(self, architecture: Architecture) -> Architecture:
         """`architecture` itself.
@@ -234,7 +235,7 @@ class SearchSpace:
         return math.prod(map(choices, self.depths, self._drops, self.stage_layers))
 
     def _draw(self, layer: int, rng: random.Random) -> LayerChoice:
-        return tuple(rng.choice(choices) for choices in self.layer_choices[layer])
+        return tuple([rng.choice(choices) for choices in self.layer_choices[layer]])
 
     def sample_one(self, rng: random.Random) -> Architecture:
         """An architecture drawn uniformly over the depth of each stage, then over each kept layer's choices."""
@@ -278,12 +279,10 @@ class SearchSpace:
             inherited = dict(zip(self.kept_layers(architecture.depths), architecture.layers, strict=True))
             layers = []
             for i in self.kept_layers(depths):
-                choice = inherited.get(i) or self._draw(i, rng)
-                redrawn = (
-                    rng.choice(choices) if rng.random() < probability else count
-                    for choices, count in zip(self.layer_choices[i], choice, strict=True)
-                )  # fmt: skip
-                layers.append(tuple(redrawn))
+                genes = zip(self.layer_choices[i], inherited.get(i) or self._draw(i, rng), strict=True)
+                layers.append(
+                    tuple([rng.choice(choices) if rng.random() < probability else count for choices, count in genes])
+                )
             mutant = Architecture(tuple(layers), depths)
             if mutant != architecture:
                 return mutant
@@ -297,7 +296,7 @@ class SearchSpace:
         layers = []
         for i in self.kept_layers(depths):
             donors = [parent[i] for parent in parents if i in parent]
-            layers.append(tuple(rng.choice(donors)[kind] for kind in range(len(self.dimensions))))
+            layers.append(tuple([rng.choice(donors)[kind] for kind in range(len(self.dimensions))]))
         return Architecture(tuple(layers), depths)
 
     def encode(self, architecture: Architecture) -> tuple[int, ...]:
@@ -315,11 +314,12 @@ class SearchSpace:
         """
         if len(genes) != len(self.genes):
             raise ArchitectureError(f"expected {len(self.genes)} genes, found {len(genes)}")
-        layers = [tuple(int(count) for count in genes[i :: self.layers]) for i in range(self.layers)]
-        depths = tuple(sum(any(layers[i]) for i in stage) for stage in self.stage_layers)
+        counts, layers = list(map(int, genes)), self.layers
+        choices = list(zip(*(counts[start : start + layers] for start in range(0, len(counts), layers)), strict=True))
+        depths = tuple([sum(any(choices[i]) for i in stage) for stage in self.stage_layers])
         if not all(depths):
             raise ArchitectureError(f"genes {list(genes)} keep no layer")
-        architecture = Architecture(tuple(choice for choice in layers if any(choice)), depths)
+        architecture = Architecture(tuple([choice for choice in choices if any(choice)]), depths)
         if self.encode(self.check(architecture)) != tuple(genes):
             raise ArchitectureError(f"genes {list(genes)} keep other layers than the drop order does")
         return architecture

@@ -34,6 +34,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(directory / "model")
     whole = yaml.safe_load(recipe.read_text())
     del whole["space"]  # the family's own
+    whole["profile"]["heldout"] = 1
     recipe.write_text(yaml.safe_dump(whole))
     ways = [{"runtime": "onnxruntime"}, *({"runtime": r, "precision": "int8"} for r in ("onnxruntime", "openvino"))]
     (directory / "targets" / "cpu-test.yaml").write_text(yaml.safe_dump({**TARGET, "deployments": ways}))

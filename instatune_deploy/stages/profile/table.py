@@ -19,11 +19,11 @@ from instatune_deploy.stages.profile.fit import FIXED, fit_latency, tree_values
 from instatune_deploy.values.latency import (
     PERCENTILES,
     SWITCH,
+    CostsMs,
     HeldOutError,
     LatencySample,
     LatencyTable,
     features,
-    sum_costs_ms,
 )
 from instatune_deploy.values.space import TRANSFORMER, Architecture
 
@@ -45,8 +45,7 @@ class TableFit:
 
     def estimate_ms(self, architecture: Architecture) -> float:
         """Predicted latency of `architecture`."""
-        found = features(architecture, self.dimensions)
-        return sum_costs_ms(found, self.fixed_ms, self.layer_ms, self.switch_ms, self.trees)
+        return CostsMs(self.fixed_ms, self.layer_ms, self.switch_ms, self.trees, self.dimensions).of(architecture)
 
 
 def fit_table(
