@@ -69,7 +69,7 @@ class Bench:
         spaces = [space_for(config, name) for name in SPACES.values()]
         both = SearchSpace.homogeneous(
             spaces[0].layers,
-            sorted({depth for space in spaces for depth in space.depths}),
+            sorted({depth for space in spaces for depth in space.depths[0]}),
             sorted({count for space in spaces for count in space.head_choices}),
             sorted({width for space in spaces for width in space.ffn_choices}),
         )

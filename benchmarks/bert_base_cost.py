@@ -23,7 +23,7 @@ from instatune_deploy.device.lowering.onnx import export_onnx
 from instatune_deploy.elastic.probing import synthetic_inputs
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.faces.cli.app import quiet_libraries
-from instatune_deploy.values.space import preset
+from instatune_deploy.values.presets import preset
 
 SEED, NETWORKS, ROUNDS = 0, 6, 15
 

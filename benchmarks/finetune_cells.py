@@ -10,7 +10,7 @@ import json
 import random
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from instatune_deploy.stages.finetune import fine_tuned, finetune
 from instatune_deploy.stages.predict import fit_predictor
 from instatune_deploy.stages.tune import tune
 from instatune_deploy.values.evaluations import read_evaluations
-from instatune_deploy.values.macs import ModelShape, count_macs
+from instatune_deploy.values.macs import NetworkShape, count_macs
 from instatune_deploy.values.recipe import FinetuneSection
 from instatune_deploy.values.space import Architecture, SearchSpace
 from instatune_deploy.values.steadying import steadied
@@ -40,6 +40,8 @@ from instatune_deploy.workspace import Workspace, content_key, write_json
 CUTS = {"25": 0.256, "42": 0.426, "53": 0.5362, "60": 0.60, "70": 0.70}
 #: Those of the control, which is trained once for each.
 CONTROL_CUTS = ("53", "70")
+#: Units that the control takes away at a time.
+GROUPS = {"heads": 1, "ffn": 64, "filters": 8}
 Report = Callable[[str], None]
 #: Of every training and every method alike: bf16 takes two thirds of the time or less on a CPU that has it, many times on another.
 PRECISION = {"bf16": torch.cuda.is_available() or not BF16_INSTRUCTIONS.isdisjoint(detect().instruction_sets)}
@@ -92,17 +94,25 @@ SPACES = {
 
 
 class Bench:
-    """The cells of one task; each is measured once and kept."""
+    """The cells of one task; each is measured once and kept.
 
-    def __init__(self, material: Material, report: Report, run: Path) -> None:
+    Args:
+        cuts: shares of multiply-accumulates by name; `control_cuts`: names of those that the control is trained for.
+    """
+
+    def __init__(
+        self, material: Material, report: Report, run: Path, *, cuts: Mapping[str, float] = CUTS,
+        control_cuts: Sequence[str] = CONTROL_CUTS,
+    ) -> None:  # fmt: skip
+        self.cuts, self.control_cuts = cuts, control_cuts
         self.material, self.report, self.root = material, report, run / material.subject.name
         self.name, self.space = material.subject.name, material.space
         self.key = f"{self.name}, {material.subject.train_rows or 'all'} rows"
         self.data, self.processor = material.data, material.processor
 
-    def limit(self, shape: ModelShape, cut: str) -> float:
+    def limit(self, shape: NetworkShape, cut: str) -> float:
         """Multiply-accumulates that a network may have."""
-        return (1 - CUTS[cut]) * count_macs(shape, shape.full())
+        return (1 - self.cuts[cut]) * count_macs(shape, shape.full())
 
     # -- trainings ------------------------------------------------------------------------------------------------
 
@@ -113,13 +123,13 @@ class Bench:
     def space_of(self, method: str) -> SearchSpace:
         if method not in SPACES:
             return self.space
-        full = self.material.full_shape
-        sizes = (full.layers, full.heads, full.ffn)
+        full = self.material.full_shape.full()
+        sizes = (full.depth, *full.layers[0])
         choices = [
             sorted({max(1, round(share * size)) for share in of})
             for of, size in zip(SPACES[method], sizes, strict=True)
         ]
-        return SearchSpace.homogeneous(full.layers, *choices)
+        return SearchSpace.homogeneous(full.depth, *choices)
 
     def teacher(self, seed: int, settings: FinetuneSection) -> tuple[PreTrainedModel, Workspace]:
         """The plainly fine-tuned full model of a seed, and where it is kept: all methods share it."""
@@ -212,36 +222,52 @@ class Bench:
         return self.kept(f"prune_distil-{seed}-{cut}", make)
 
     def prune(self, teacher: PreTrainedModel, cut: str) -> tuple[PreTrainedModel, SearchSpace, Architecture]:
-        """Of the teacher with its heads and neurons sorted, the network that has lost the least importance for each
-        multiply-accumulate: heads one by one and neurons in groups of 64, wherever they are."""
-        config, rows = teacher.config, self.settings("best").importance_rows
-        heads, group = int(config.num_attention_heads), 64
-        space = SearchSpace.homogeneous(
-            int(config.num_hidden_layers), [int(config.num_hidden_layers)], range(1, heads + 1),
-            range(group, int(config.intermediate_size) + 1, group),
+        """Of the teacher with its units sorted, the network that has lost the least importance for each
+        multiply-accumulate: units in groups, wherever they are."""
+        full, rows = self.material.full_shape.full(), self.settings("best").importance_rows
+        groups = [GROUPS[name] for name in self.space.dimensions]
+        widths = tuple(
+            tuple(tuple(range(group, count + 1, group)) for count in kind)
+            for group, kind in zip(groups, zip(*full.layers, strict=True), strict=True)
+        )
+        space = SearchSpace(
+            tuple((depth,) for depth in full.depths), widths, (), full.depths, self.space.dimensions,
         )  # fmt: skip
         supernet = Supernet(copy.deepcopy(teacher), space)
         scores = first_order_importance(supernet, labelled_batches(self.data.train, rows, 32, self.processor))
         sort_by_importance(supernet, scores)
-        sorted_heads = [sorted(s.tolist(), reverse=True) for s in scores.heads]
-        sorted_ffn = [np.sort(s.numpy())[::-1].reshape(-1, group).sum(axis=1).tolist() for s in scores.ffn]
-        shape = self.material.full_shape
-        kept = [[heads, int(config.intermediate_size) // group] for _ in sorted_heads]
+        # Of each dimension and layer the importance of each group, the first kept first; sets of units add up.
+        lost = [
+            [
+                sum(np.sort(s.numpy())[::-1].reshape(-1, group).sum(axis=1) for s in sets)
+                for sets in zip(*kind, strict=True)
+            ]
+            for group, kind in zip(groups, scores.units, strict=True)
+        ]
+        shape, kept = self.material.full_shape, [list(choice) for choice in full.layers]
 
         def architecture() -> Architecture:
-            return Architecture(tuple((h, f * group) for h, f in kept))  # type: ignore[misc]
+            return Architecture(tuple(map(tuple, kept)), full.depths)
 
-        layer_macs = count_macs(shape, Architecture.uniform(1, 2, group)) - count_macs(
-            shape, Architecture.uniform(1, 1, group)
-        )
-        ffn_macs = count_macs(shape, Architecture.uniform(1, 1, 2 * group)) - count_macs(
-            shape, Architecture.uniform(1, 1, group)
-        )
+        costs = [
+            shape.macs_of(stage, first=not place)
+            for stage, layers in enumerate(full.stages)
+            for place in range(len(layers))
+        ]
+
+        def price(layer: int, kind: int) -> float:
+            """Importance of a layer's last group for each multiply-accumulate that it saves."""
+            less = [count - groups[kind] * (d == kind) for d, count in enumerate(kept[layer])]
+            saved = costs[layer].of(tuple(kept[layer])) - costs[layer].of(tuple(less))
+            return float(lost[kind][layer][kept[layer][kind] // groups[kind] - 1] / saved)
+
         while count_macs(shape, architecture()) > self.limit(shape, cut):
-            options = [(sorted_heads[i][h - 1] / layer_macs, i, 0) for i, (h, _) in enumerate(kept) if h > 1]
-            options += [(sorted_ffn[i][f - 1] / ffn_macs, i, 1) for i, (_, f) in enumerate(kept) if f > 1]
-            _, layer, kind = min(options)
-            kept[layer][kind] -= 1
+            options = [
+                (price(layer, kind), kind, layer)
+                for layer, choice in enumerate(kept) for kind, group in enumerate(groups) if choice[kind] > group
+            ]  # fmt: skip
+            _, kind, layer = min(options)
+            kept[layer][kind] -= groups[kind]
         return supernet.model, space, architecture()
 
     # -- measuring ------------------------------------------------------------------------------------------------
@@ -280,7 +306,7 @@ class Bench:
         """For each cut the networks of its size that there are to choose from, and a dozen of them at random."""
         shape, rng = self.material.full_shape, random.Random(seed)
         everything = space.sample(min(30_000, space.size), seed=0)
-        limits = {cut: self.limit(shape, cut) for cut in CUTS}
+        limits = {cut: self.limit(shape, cut) for cut in self.cuts}
         pools = {
             cut: [a for a in everything if 0.9 * limit < count_macs(shape, a) <= limit] for cut, limit in limits.items()
         }
@@ -300,7 +326,7 @@ class Bench:
                 full = self.material.full_shape.full()
                 return [alone("full", "0", self.tuned(copy.deepcopy(teacher), self.space, full, seed), full)]
             if method == "prune_distil":
-                pruned = {cut: self.prune(teacher, cut) for cut in CONTROL_CUTS}
+                pruned = {cut: self.prune(teacher, cut) for cut in self.control_cuts}
                 return [
                     alone(method, cut, self.tuned(model, space, architecture, seed), architecture)
                     for cut, (model, space, architecture) in pruned.items()
@@ -326,7 +352,7 @@ class Bench:
         if method == "full":
             self.reference(seed)
         elif method == "prune_distil":
-            for cut in [c for c in CONTROL_CUTS if c in cuts]:
+            for cut in [c for c in self.control_cuts if c in cuts]:
                 self.pruned(seed, cut)
         else:
             self.elastic(method, seed, cuts)

@@ -117,6 +117,7 @@ def block_file(
 def by_blocks(costs_ms: Mapping[str, float], wanted: Sequence[Architecture]) -> list[float]:
     """Latencies as the sum of what the blocks took alone."""
     return [
-        costs_ms["fixed"] + sum(costs_ms[f"heads={c.heads}"] + costs_ms[f"ffn={c.ffn}"] for c in architecture.layers)
+        costs_ms["fixed"]
+        + sum(costs_ms[f"heads={heads}"] + costs_ms[f"ffn={ffn}"] for heads, ffn in architecture.layers)
         for architecture in wanted
     ]

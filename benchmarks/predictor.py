@@ -33,7 +33,8 @@ from instatune_deploy.stages.predict import fit_predictor
 from instatune_deploy.stages.predict.process import GaussianProcess
 from instatune_deploy.values.features import PRESENCE, Features
 from instatune_deploy.values.front import Evaluation
-from instatune_deploy.values.space import Architecture, SearchSpace, preset
+from instatune_deploy.values.presets import preset
+from instatune_deploy.values.space import Architecture, SearchSpace
 
 RECORDS = Path(__file__).parent / "data" / "records" / "bert_base_sst2.jsonl"
 SENTENCES = 872
@@ -68,7 +69,7 @@ def split(evaluations: Sequence[Evaluation], *, seed: int) -> tuple[list[Evaluat
 def one_hot(space: SearchSpace, architectures: Sequence[Architecture]) -> np.ndarray:
     """A column for each value that a layer's heads or width may take, absence included, shape ``(n, columns)``."""
     codes = np.array([space.encode(a) for a in architectures])
-    choices = [(0, *values) for values in (*space.heads, *space.ffn)]
+    choices = [(0, *values) for values in space.genes]
     return np.column_stack([codes[:, i] == value for i, values in enumerate(choices) for value in values]).astype(float)
 
 

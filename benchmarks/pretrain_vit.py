@@ -15,6 +15,7 @@ import io
 import shutil
 import sys
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,13 +24,22 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, ViTImageProcessor
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 DATA = "benchmarks/data/cifar10/train.parquet"
 ROWS = 40_000
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
+
+Model = TypeVar("Model", bound=PreTrainedModel)
 
 #: Pixels a side of the patches of the first, cheap part of the training.
 COARSE = 8
@@ -97,12 +107,10 @@ def refined(coarse: ViTForImageClassification) -> ViTForImageClassification:
     return model
 
 
-def train(
-    model: ViTForImageClassification, rows: Augmented, out: Path, *, epochs: int, learning_rate: float, bf16: bool
-) -> ViTForImageClassification:
+def train(model: Model, rows: Augmented, out: Path, *, epochs: int, learning_rate: float, bf16: bool) -> Model:
     """`model` trained on `rows`, from `out` if it is there already."""
     if (out / "config.json").is_file():
-        return ViTForImageClassification.from_pretrained(out)
+        return type(model).from_pretrained(out)
     torch.manual_seed(0)
     checkpoints = out.with_name(f".{out.name}")
     arguments = TrainingArguments(

@@ -22,7 +22,7 @@ class OneHotPredictor:
 
     def __init__(self, space: SearchSpace, evaluations: Sequence[Evaluation]) -> None:
         self.space = space
-        layers = [sorted({0, *choices}) for choices in (*space.heads, *space.ffn)]
+        layers = [sorted({0, *choices}) for choices in space.genes]
         self.encoder = OneHotEncoder(categories=layers, sparse_output=False)
         genes = self.encoder.fit_transform([space.encode(e.architecture) for e in evaluations])
         values = np.array([e.value for e in evaluations])

@@ -27,7 +27,8 @@ from instatune_deploy.values.costs import Costs, Goal
 from instatune_deploy.values.front import Evaluation
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import ModelShape
-from instatune_deploy.values.space import Architecture, preset
+from instatune_deploy.values.presets import preset
+from instatune_deploy.values.space import Architecture
 from instatune_deploy.workspace import data_directories, write_json
 
 RUN = Path("runs/search-cost")

@@ -46,7 +46,7 @@ def make_artifact(directory: Path, deployment_name: str) -> Path:
     from instatune_deploy.benching import parse_deployment
     from instatune_deploy.data.processor import Processor
     from instatune_deploy.elastic.pretrained import load_pretrained
-    from instatune_deploy.elastic.subnetwork import model_shape
+    from instatune_deploy.elastic.shapes import model_shape
     from instatune_deploy.stages.export import export
 
     deployment = parse_deployment(deployment_name)

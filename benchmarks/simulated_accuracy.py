@@ -20,7 +20,8 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from instatune_deploy.values.front import Evaluation
 from instatune_deploy.values.macs import ModelShape
-from instatune_deploy.values.space import Architecture, LayerChoice, SearchSpace, preset
+from instatune_deploy.values.presets import preset
+from instatune_deploy.values.space import Architecture, SearchSpace
 
 RECORDS = Path(__file__).parent / "data" / "records" / "bert_base_sst2.jsonl"
 #: BERT-base at 128 tokens; what is outside its layers is the pooler and the head.
@@ -34,7 +35,7 @@ def read_records(path: Path = RECORDS) -> list[Evaluation]:
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        layers = tuple(LayerChoice(h, f) for h, f in zip(record["heads"], record["ffn"], strict=True))
+        layers = tuple((h, f) for h, f in zip(record["heads"], record["ffn"], strict=True))
         found.append(Evaluation(Architecture(layers), "accuracy", record["accuracy"], "validation", SENTENCES))
     return found
 

@@ -11,7 +11,7 @@ from instatune_deploy.data.dataset import Split, TaskData, open_report_split, op
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.elastic.pretrained import load_config, load_pretrained, space_for
 from instatune_deploy.elastic.supernet import Supernet
-from instatune_deploy.values.macs import ModelShape
+from instatune_deploy.values.macs import NetworkShape
 from instatune_deploy.values.recipe import DataSection, Task
 from instatune_deploy.values.space import SearchSpace
 
@@ -49,6 +49,12 @@ SUBJECTS = {
         {"depths": [5, 6, 7, 8, 9], "heads": [2, 3, 4, 5, 6], "ffn": [192, 384, 576, 768]},
         train_rows=2000, search_rows=750, fine_tuned=True,  # what hours of two cores allow
     ),
+    # Pre-trained on the same rows by benchmarks/pretrain_resnet.py.
+    "resnet_cifar10": Subject(
+        "resnet_cifar10", "benchmarks/models/resnet-cifar10", "image-classification",
+        DataSection(train="benchmarks/data/cifar10/train.parquet", search_rows=5000, report_rows=5000, shuffle=False),
+        train_rows=10_000, search_rows=2000, fine_tuned=True,
+    ),
 }  # fmt: skip
 
 
@@ -84,7 +90,7 @@ class Material:
         return load_pretrained(self.subject.model, self.subject.task, self.data.classes, reset_head=False, seed=seed)
 
     @cached_property
-    def full_shape(self) -> ModelShape:
+    def full_shape(self) -> NetworkShape:
         """Sizes of the full network, which multiply-accumulates follow from; no seed changes them."""
         return Supernet(self.load_model(0), self.space).shape(self.subject.data.sequence_length)
 

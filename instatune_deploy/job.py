@@ -27,9 +27,10 @@ from instatune_deploy.stages.propose import propose_space
 from instatune_deploy.stages.tune import tune
 from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.latency import LatencyTable
-from instatune_deploy.values.macs import ModelShape
+from instatune_deploy.values.macs import NetworkShape
+from instatune_deploy.values.presets import AUTO
 from instatune_deploy.values.recipe import Recipe
-from instatune_deploy.values.space import AUTO, Architecture, SearchSpace
+from instatune_deploy.values.space import Architecture, SearchSpace
 from instatune_deploy.values.target import Target, find_target
 from instatune_deploy.workspace import (
     Workspace,
@@ -83,8 +84,11 @@ class Job:
         recipe, targets = self.recipe, self.check()
         teacher, searched = recipe.finetune.teacher, recipe.search
         space = self.named_space
-        choices = f"{len(space.head_choices)} head counts and {len(space.ffn_choices)} MLP widths"
-        what = f"a space proposed from {choices}" if recipe.space == AUTO else f"{space.size:,} sub-networks"
+        what = f"{space.size:,} sub-networks"
+        if recipe.space == AUTO:
+            what = (
+                f"a space proposed from {len(space.head_choices)} head counts and {len(space.ffn_choices)} MLP widths"
+            )
         lines = [f"model {recipe.model} ({self.config.model_type}), {what}"]
         if teacher is not None:
             lines.append(f"fine-tune the full model: {teacher.epochs:g} epochs of {len(self.data.train)} samples")
@@ -199,7 +203,7 @@ class Job:
         return tree_key(self.workspace.path("supernet"))
 
     @cached_property
-    def shape(self) -> ModelShape:
+    def shape(self) -> NetworkShape:
         return self.supernet.shape(self.recipe.data.sequence_length)
 
     def tables(self, target: Target) -> list[LatencyTable]:

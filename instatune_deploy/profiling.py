@@ -18,7 +18,7 @@ from instatune_deploy.device.samples import Samples
 from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.elastic.pretrained import load_config, space_for
 from instatune_deploy.elastic.probing import probing_supernet, random_model, synthetic_inputs
-from instatune_deploy.elastic.subnetwork import model_shape
+from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.elastic.supernet import SPACE_FILE
 from instatune_deploy.errors import TableError, TargetError
 from instatune_deploy.stages.profile import Plan, Profiled, plan, profile

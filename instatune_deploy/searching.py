@@ -17,7 +17,7 @@ from instatune_deploy.values.costs import Costs, Goal
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import Evaluation, ParetoFront
 from instatune_deploy.values.latency import LatencyTable
-from instatune_deploy.values.macs import ModelShape
+from instatune_deploy.values.macs import NetworkShape
 from instatune_deploy.values.objectives import DEFAULT
 from instatune_deploy.values.recipe import Recipe
 from instatune_deploy.values.space import SearchSpace
@@ -33,7 +33,7 @@ class Fronts:
 
     def __init__(
         self, recipe: Recipe, workspace: Workspace, report: Callable[[str], None], supernet_key: str,
-        space: SearchSpace, shape: ModelShape,
+        space: SearchSpace, shape: NetworkShape,
     ) -> None:  # fmt: skip
         self.recipe, self.workspace, self.report = recipe, workspace, report
         self.supernet_key, self.space, self.shape = supernet_key, space, shape

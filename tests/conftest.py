@@ -23,9 +23,11 @@ def build_table(space: SearchSpace, deployment: Deployment | None = None, ms: fl
         deployment=deployment or Deployment("onnxruntime"),
         signature="bert-h64-d16-4x4x256-t8",
         fixed_ms=4 * ms,
-        attention_ms={heads: ms * heads / 12 for heads in space.head_choices},
+        layer_ms={
+            **{f"heads={heads}": ms * heads / 12 for heads in space.head_choices},
+            **{f"ffn={ffn}": ms * ffn / 1024 for ffn in space.ffn_choices},
+        },
         switch_ms=0.0,
-        ffn_ms={ffn: ms * ffn / 1024 for ffn in space.ffn_choices},
         percentile_ratio={"p50": 1.0, "p90": 1.25, "p99": 1.5},
         interval_pct={"label": 2.0, "p50": 3.0, "p90": 6.0, "p99": 20.0},
         trees=(),

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from transformers import (
     DistilBertConfig,
     PretrainedConfig,
     PreTrainedModel,
+    ResNetConfig,
     RobertaConfig,
     ViTConfig,
     ViTForImageClassification,
@@ -34,6 +36,7 @@ from transformers import (
 
 from instatune_deploy.data.dataset import TaskData, open_task_data
 from instatune_deploy.data.processor import Processor
+from instatune_deploy.elastic.importance import Importance
 from instatune_deploy.elastic.models.beit3 import Beit3Config, Beit3ForVisualQuestionAnswering
 from instatune_deploy.elastic.pretrained import load_pretrained
 from instatune_deploy.elastic.supernet import Supernet
@@ -104,7 +107,19 @@ def _distilbert(**options: str) -> DistilBertConfig:
 
 def _space() -> SearchSpace:
     """Layers whose choices differ, and a drop order that is not "the last first"."""
-    return SearchSpace((2, 3, 4), ((1, 2, 4), (2, 4), (1, 3, 4), (4,)), ((16, 48), (8, 24, 48), (48,), (5, 48)), (1, 3))
+    return SearchSpace.stack(
+        (2, 3, 4), ((1, 2, 4), (2, 4), (1, 3, 4), (4,)), ((16, 48), (8, 24, 48), (48,), (5, 48)), (1, 3)
+    )
+
+
+def _resnet(**options: Any) -> Family:
+    """Two stages of two layers with up to 16 and 24 filters, of which the first of each always stays."""
+    config = ResNetConfig(
+        **{"embedding_size": 8, "hidden_sizes": [16, 24], "depths": [2, 2], "image_size": 32, "num_labels": 3, **options}
+    )  # fmt: skip
+    widths = ((4, 8, 16), (16,), (8, 24), (5, 7, 24))
+    space = SearchSpace(((1, 2), (1, 2)), (widths,), (3, 1), (2, 2), ("filters",))
+    return Family(_classifier(config), {"pixel_values": torch.randn(3, 3, 32, 32)}, space)
 
 
 #: One row a family; the laws run over all of them.
@@ -117,6 +132,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "deit": lambda: _image(_classifier(DeiTConfig(**IMAGE))),
     "beit": lambda: _image(_classifier(BeitConfig(**IMAGE, use_relative_position_bias=True, layer_scale_init_value=1))),
     "beit3": lambda: _image(_classifier(Beit3Config(**IMAGE))),
+    "resnet": lambda: _resnet(layer_type="basic"),
 }
 #: Models whose configs leave out or add what the families' rows do not.
 VARIANTS: dict[str, Callable[[], Family]] = {
@@ -140,6 +156,9 @@ VARIANTS: dict[str, Callable[[], Family]] = {
             BeitConfig(**IMAGE, use_absolute_position_embeddings=True, use_mean_pooling=False, layer_scale_init_value=0)
         )
     ),
+    "resnet with bottlenecks": lambda: _resnet(
+        layer_type="bottleneck", hidden_sizes=[64, 96], downsample_in_bottleneck=True, downsample_in_first_stage=True
+    ),
     "beit3 with questions": lambda: _image_and_text(Beit3ForVisualQuestionAnswering(Beit3Config(**IMAGE, **QUESTIONS))),
 }
 
@@ -152,8 +171,16 @@ def make_family(name: str) -> Family:
     with torch.no_grad():
         for parameter in family.model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
+        for name, buffer in family.model.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.add_(0.1 * torch.rand_like(buffer))
     family.model.eval()
     return family
+
+
+def all_scores(importance: Importance) -> list[torch.Tensor]:
+    """The scores of every set of units of every layer."""
+    return [scores for sets in importance.units for layers in sets for scores in layers]
 
 
 WORDS = {

@@ -18,7 +18,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.elastic.probing import synthetic_inputs
-from instatune_deploy.elastic.subnetwork import load_subnetwork, model_shape
+from instatune_deploy.elastic.shapes import model_shape
+from instatune_deploy.elastic.subnetwork import load_subnetwork
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import ArtifactError, UsageError
 from instatune_deploy.fleets import WrittenFleet, disk_blocks, write_fleet

@@ -16,7 +16,8 @@ from instatune_deploy.values.costs import Costs, Goal
 from instatune_deploy.values.front import Evaluation
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.objectives import parse_objectives
-from instatune_deploy.values.space import Architecture, preset
+from instatune_deploy.values.presets import preset
+from instatune_deploy.values.space import Architecture
 
 SPACE = preset("bert-base").scaled(6, 12, 1536)
 

@@ -17,7 +17,7 @@ from instatune_deploy.device.lowering.variants import FILES, ONNX, lower, reads_
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.errors import MeasurementError
 from instatune_deploy.values.deployment import Deployment
-from instatune_deploy.values.space import Architecture, LayerChoice, SearchSpace
+from instatune_deploy.values.space import TRANSFORMER, Architecture, LayerChoice, SearchSpace
 
 if TYPE_CHECKING:
     import torch
@@ -124,7 +124,7 @@ class ProbeFiles:
             NotUnderstoodError: there is none.
         """
         if not self._choices:
-            raise NotUnderstoodError("there is one layer at most")
+            raise NotUnderstoodError("there are no two layers of a kind")
         architecture = Architecture(tuple(self._choices))
         folder = self._template_folder
         path = self._make(architecture, file, folder)
@@ -146,18 +146,21 @@ class ProbeFiles:
 
 
 def template_choices(space: SearchSpace) -> Sequence[LayerChoice]:
-    """Choices of the layers of the network to learn from; none if it would have fewer than two layers.
+    """Choices of the layers of the network to learn from; none if it would have fewer than two layers, or these are not
+    all of one kind.
 
     Heads and neurons take their largest, their smallest and a middle value, and do not rise and fall together: a size
     that follows from the one does not follow from the other.
     """
+    if space.dimensions != TRANSFORMER:
+        return []
     heads, ffn = space.head_choices, space.ffn_choices
     middle_heads, middle_ffn = heads[len(heads) // 2], ffn[len(ffn) // 2]
     if space.layers < 3:
         choices = [(heads[-1], ffn[-1]), (heads[0], ffn[0])]
     else:
         choices = [(heads[-1], ffn[-1]), (heads[0], middle_ffn), (middle_heads, ffn[0])]
-    return [LayerChoice(*choice) for choice in choices] if space.layers > 1 else []
+    return choices if space.layers > 1 else []
 
 
 def _with_noise(network: torch.nn.Module) -> torch.nn.Module:

@@ -7,13 +7,13 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from instatune_deploy.values.macs import ModelShape, count_macs
-from instatune_deploy.values.space import Architecture, LayerChoice, SearchSpace
+from instatune_deploy.values.macs import NetworkShape, count_macs
+from instatune_deploy.values.space import Architecture, SearchSpace
 
 Sampling = Literal["uniform", "sandwich", "macs", "front"]
 #: Equal ranges of MACs that `macs` and `front` draw from in turn.
@@ -55,7 +55,7 @@ class Drawer:
         seed: of all draws.
     """
 
-    def __init__(self, space: SearchSpace, shape: ModelShape, settings: DrawSettings, *, seed: int) -> None:
+    def __init__(self, space: SearchSpace, shape: NetworkShape, settings: DrawSettings, *, seed: int) -> None:
         self.space, self.shape, self.settings, self.seed = space, shape, settings, seed
         by_size = settings.sampling in ("macs", "front")
         self._buckets = size_buckets(space, shape, seed=seed) if by_size else []
@@ -127,11 +127,11 @@ class LossModel:
 
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
-        self._columns: dict[tuple[int, str, int], int] = {}
+        self._columns: dict[tuple[int, int], int] = {}
         for index in range(space.layers):
-            for kind, choices in (("heads", space.heads[index]), ("ffn", space.ffn[index])):
-                for value in (0, *choices):
-                    self._columns[index, kind, value] = len(self._columns)
+            for gene in range(index, len(space.genes), space.layers):
+                for value in (0, *space.genes[gene]):
+                    self._columns[gene, value] = len(self._columns)
         size = len(self._columns)
         self._moments, self._target = np.zeros((size, size)), np.zeros(size)
         self.seen = 0
@@ -140,9 +140,8 @@ class LossModel:
     def _features(self, architecture: Architecture) -> np.ndarray:
         genes = self.space.encode(architecture)
         row = np.zeros(len(self._columns))
-        for index in range(self.space.layers):
-            row[self._columns[index, "heads", genes[index]]] = 1
-            row[self._columns[index, "ffn", genes[self.space.layers + index]]] = 1
+        for gene in enumerate(genes):
+            row[self._columns[gene]] = 1
         return row
 
     def add(self, architecture: Architecture, excess: float) -> None:
@@ -177,10 +176,11 @@ def narrowed(space: SearchSpace, share: float) -> SearchSpace:
     def top(choices: tuple[int, ...]) -> tuple[int, ...]:
         return choices[len(choices) - 1 - int(share * len(choices)) :] if share < 1 else choices
 
-    return SearchSpace(top(space.depths), tuple(map(top, space.heads)), tuple(map(top, space.ffn)), space.drop_order)
+    widths = tuple(tuple(map(top, kind)) for kind in space.widths)
+    return replace(space, depths=tuple(map(top, space.depths)), widths=widths)
 
 
-def size_buckets(space: SearchSpace, shape: ModelShape, *, seed: int) -> list[list[Architecture]]:
+def size_buckets(space: SearchSpace, shape: NetworkShape, *, seed: int) -> list[list[Architecture]]:
     """Random architectures in equal ranges of MACs, from the smallest to the largest; a range without any is left out.
 
     Drawing every choice at random hardly ever gives a small or a large network, so each is drawn with a bias of its
@@ -199,16 +199,15 @@ def size_buckets(space: SearchSpace, shape: ModelShape, *, seed: int) -> list[li
 
 
 def _biased(space: SearchSpace, rng: random.Random) -> Architecture:
-    """An architecture whose choices are all rather small or all rather large; depth, heads and width have each a bias
-    of their own, so that a small network may be deep and narrow as well as shallow and wide."""
+    """An architecture whose choices are all rather small or all rather large; depth and each dimension have a bias of
+    their own, so that a small network may be deep and narrow as well as shallow and wide."""
     common = rng.random()
-    biases = [min(1.0, max(0.0, common + rng.uniform(-0.5, 0.5))) for _ in range(3)]
+    biases = [min(1.0, max(0.0, common + rng.uniform(-0.5, 0.5))) for _ in range(1 + len(space.dimensions))]
 
     def pick(choices: tuple[int, ...], bias: float) -> int:
         spot = rng.betavariate(1 + 4 * bias, 1 + 4 * (1 - bias))
         return choices[min(len(choices) - 1, int(spot * len(choices)))]
 
-    kept = space.kept_layers(pick(space.depths, biases[0]))
-    return Architecture(
-        tuple(LayerChoice(pick(space.heads[i], biases[1]), pick(space.ffn[i], biases[2])) for i in kept)
-    )
+    depths = tuple(pick(stage, biases[0]) for stage in space.depths)
+    layers = (zip(space.layer_choices[i], biases[1:], strict=True) for i in space.kept_layers(depths))
+    return Architecture(tuple(tuple(pick(*known) for known in layer) for layer in layers), depths)

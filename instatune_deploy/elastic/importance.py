@@ -1,9 +1,9 @@
-"""Scores heads, neurons and layers on a fine-tuned model, and sorts it so that "the first k" means "the best k"."""
+"""Scores units (heads, neurons, filters) and layers on a fine-tuned model, and sorts it so that "the first k" means "the best k"."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 import torch
@@ -11,21 +11,25 @@ from torch import Tensor
 
 from instatune_deploy.elastic.axes import Axis
 from instatune_deploy.elastic.supernet import Supernet
-from instatune_deploy.values.space import Architecture, SearchSpace
+from instatune_deploy.values.space import Architecture
 
 Batch = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Importance:
-    """For each layer of the full network, a score for each head and each MLP neuron; larger matters more."""
+    """A score for each unit of the full network, such as a head or an MLP neuron; larger matters more.
 
-    heads: tuple[Tensor, ...]
-    ffn: tuple[Tensor, ...]
+    Args:
+        units: for each dimension, each of its sets of units and each layer, the scores of the units, shape (units,). Most
+            dimensions have one set.
+    """
+
+    units: tuple[tuple[tuple[Tensor, ...], ...], ...]
 
 
 def first_order_importance(supernet: Supernet, batches: Iterable[Batch]) -> Importance:
-    """How much the loss would change, to first order, if a head or neuron were removed.
+    """How much the loss would change, to first order, if a unit were removed.
 
     The score of a unit is the mean over batches of ``|sum of weight * gradient|`` over the parameters that belong to
     it (Michel et al., 2019, Eq. 2; Hou et al., DynaBERT, 2020, Sec. 2.1.1).
@@ -37,7 +41,7 @@ def first_order_importance(supernet: Supernet, batches: Iterable[Batch]) -> Impo
 
 
 def fisher_importance(supernet: Supernet, batches: Iterable[Batch]) -> Importance:
-    """The Fisher information of a mask on each head or neuron: the mean over batches of ``(sum of weight * gradient)^2``
+    """The Fisher information of a mask on each unit: the mean over batches of ``(sum of weight * gradient)^2``
     (Kwon et al., 2022, Sec. 4.1). Where first order averages, this counts the batches in which a unit matters most.
 
     Args:
@@ -55,20 +59,23 @@ SCORERS: dict[str, Callable[[Supernet, Iterable[Batch]], Importance]] = {
 
 def _importance(supernet: Supernet, batches: Iterable[Batch], measure: Callable[[Tensor], Tensor]) -> Importance:
     """The sum over batches of `measure` of each unit's ``sum of weight * gradient``."""
-    model = supernet.model
-    heads = [torch.zeros(choice.heads) for choice in supernet.full.layers]
-    ffn = [torch.zeros(choice.ffn) for choice in supernet.full.layers]
+    model, dimensions = supernet.model, supernet.map.dimensions
+    found = [
+        [[torch.zeros(choice[kind]) for choice in supernet.full.layers] for _ in dimension.units]
+        for kind, dimension in enumerate(dimensions)
+    ]
     was_training = model.training
     model.eval()
     for batch in batches:
         model.zero_grad(set_to_none=True)
         model(**batch).loss.backward()
-        for i, layer in enumerate(supernet.layers):
-            heads[i] += measure(_unit_scores(layer, supernet.map.heads, len(heads[i])))
-            ffn[i] += measure(_unit_scores(layer, supernet.map.ffn, len(ffn[i])))
+        for dimension, sets in zip(dimensions, found, strict=True):
+            for axes, scores in zip(dimension.units, sets, strict=True):
+                for layer, own in zip(supernet.layers, scores, strict=True):
+                    own += measure(_unit_scores(layer, axes, len(own)))
     model.zero_grad(set_to_none=True)
     model.train(was_training)
-    return Importance(tuple(heads), tuple(ffn))
+    return Importance(tuple(tuple(map(tuple, sets)) for sets in found))
 
 
 def _unit_scores(layer: torch.nn.Module, axes: Iterable[Axis], units: int) -> Tensor:
@@ -84,14 +91,15 @@ def _unit_scores(layer: torch.nn.Module, axes: Iterable[Axis], units: int) -> Te
 
 @torch.no_grad()
 def sort_by_importance(supernet: Supernet, importance: Importance) -> None:
-    """Permute heads and neurons of every layer in place, the most important first. The output does not change."""
-    for layer, heads, ffn in zip(supernet.layers, importance.heads, importance.ffn, strict=True):
-        for axes, scores in ((supernet.map.heads, heads), (supernet.map.ffn, ffn)):
-            order = torch.argsort(scores, descending=True, stable=True)
-            for axis in axes:
-                parameter = attrgetter(axis.parameter)(layer)
-                if parameter is not None:
-                    _permute(parameter, axis.dim, order.to(parameter.device))
+    """Permute the units of every layer in place, the most important first. The output does not change."""
+    for dimension, sets in zip(supernet.map.dimensions, importance.units, strict=True):
+        for axes, scores in zip(dimension.units, sets, strict=True):
+            for layer, own in zip(supernet.layers, scores, strict=True):
+                order = torch.argsort(own, descending=True, stable=True)
+                for axis in axes:
+                    parameter = attrgetter(axis.parameter)(layer)
+                    if parameter is not None:
+                        _permute(parameter, axis.dim, order.to(parameter.device))
 
 
 def _permute(parameter: Tensor, dim: int, order: Tensor) -> None:
@@ -123,31 +131,37 @@ def layer_drops(
 ) -> LayerDrops:
     """The layers that go, each time the one whose absence costs the least loss on `batches`.
 
-    Greedy, as many layers as the space's smallest depth drops. The network is run at full width.
+    Greedy, as many layers of each stage as the space's smallest depth there drops. The network is run at full width. A
+    layer that the space's drop order does not name stays.
     """
-    space, full = supernet.space, supernet.full.layers[0]
-    everything = tuple(range(space.layers))
+    space, full = supernet.space, supernet.full
+    widths = tuple(tuple((count,) for count in kind) for kind in zip(*full.layers, strict=True))
     dropped: list[int] = []
     was_training = supernet.model.training
     supernet.model.eval()
+
+    def without(*gone: int) -> float:
+        """The loss without these layers."""
+        depths = tuple(sum(i not in gone for i in layers) for layers in space.stage_layers)
+        supernet.space = replace(space, depths=tuple((depth,) for depth in depths), widths=widths, drop_order=gone)
+        return _summed_loss(supernet, batches, supernet.space.largest)
+
+    def droppable() -> list[int]:
+        """The layers of stages that are not as shallow as they may be yet."""
+        return [
+            index for layers, depths in zip(space.stage_layers, space.depths, strict=True) for index in layers
+            if sum(i not in dropped for i in layers) > depths[0] and index not in dropped and index in space.drop_order
+        ]  # fmt: skip
+
     try:
-        means = {space.layers: _summed_loss(supernet, batches, supernet.full) / len(batches)}
-        while len(dropped) < space.layers - space.depths[0]:
-            depth = space.layers - len(dropped) - 1
-            full_width = Architecture.uniform(depth, full.heads, full.ffn)
-            losses = {}
-            for index in everything:
-                if index in dropped:
-                    continue
-                order = (*dropped, index)
-                supernet.space = SearchSpace(
-                    (depth,), ((full.heads,),) * space.layers, ((full.ffn,),) * space.layers, order,
-                )  # fmt: skip
-                losses[index] = _summed_loss(supernet, batches, full_width)
+        means = {space.layers: _summed_loss(supernet, batches, full) / len(batches)}
+        while candidates := droppable():
+            losses = {index: without(*dropped, index) for index in candidates}
             least = min(losses, key=lambda index: (losses[index], -index))
+            dropped.append(least)
+            depth = space.layers - len(dropped)
             means[depth] = losses[least] / len(batches)
             report(f"layer {least} goes at depth {depth}: loss {means[depth]:.4f}")
-            dropped.append(least)
     finally:
         supernet.space = space
         supernet.model.train(was_training)

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from instatune_deploy.elastic.families import axis_map
+from instatune_deploy.elastic.subnetwork import layer_lists
 
 _FILE = "weight_average.safetensors"
 
@@ -48,16 +49,18 @@ def parameter_groups(
 
 def _factors(network: PreTrainedModel, rates: RateSettings) -> Iterator[tuple[str, nn.Parameter, float]]:
     """Every trainable parameter with its name and the factor of its learning rate."""
-    body, layers = f"{network.base_model_prefix}.", f"{axis_map(network.config.model_type).layers}."
-    depth = int(network.config.num_hidden_layers)
+    axes, body = axis_map(network.config.model_type), f"{network.base_model_prefix}."
+    lists = ((name, network.base_model.get_submodule(name)) for name in layer_lists(axes, network.config))
+    prefixes = [f"{name}.{number}." for name, layers in lists for number, _ in layers.named_children()]
+    depth = len(prefixes)
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         inside = name.removeprefix(body)
         if not name.startswith(body):
             factor = rates.head
-        elif inside.startswith(layers):
-            index = int(inside.removeprefix(layers).partition(".")[0])
+        elif inside.startswith(tuple(prefixes)):
+            index = next(number for number, prefix in enumerate(prefixes) if inside.startswith(prefix))
             factor = rates.layer_decay ** (depth - 1 - index)
         elif "embed" in inside:
             factor = rates.layer_decay**depth
@@ -67,7 +70,7 @@ def _factors(network: PreTrainedModel, rates: RateSettings) -> Iterator[tuple[st
 
 
 class WeightAverage(TrainerCallback):
-    """An exponential moving mean of the weights, which are replaced by it when training ends.
+    """An exponential moving mean of the weights, and of what batch norms keep, which are replaced by it when training ends.
 
     It is kept in every checkpoint: a resumed training goes on with it.
 
@@ -82,7 +85,7 @@ class WeightAverage(TrainerCallback):
     def __init__(self, model: nn.Module, decay: float, resume_from: Path | None = None) -> None:
         self.model, self.decay = model, decay
         self.steps = 0
-        source = dict(model.named_parameters())
+        source = _averaged(model)
         if resume_from is not None:
             saved = load_file(resume_from / _FILE)
             self.steps = int(saved.pop("steps"))
@@ -94,7 +97,7 @@ class WeightAverage(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.steps += 1
         keep = min(self.decay, self.steps / (self.steps + 9))
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in _averaged(self.model).items():
             self.mean[name].lerp_(parameter.detach(), 1 - keep)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -104,5 +107,11 @@ class WeightAverage(TrainerCallback):
 
     @torch.no_grad()
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in _averaged(self.model).items():
             parameter.copy_(self.mean[name])
+
+
+def _averaged(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and the buffers that training moves."""
+    moved = {name: buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
+    return {**dict(model.named_parameters()), **moved}

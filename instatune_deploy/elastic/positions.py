@@ -24,7 +24,7 @@ def positions_read(supernet: Supernet, batch: Mapping[str, Tensor]) -> int:
             name: tensor[:4].clone() for name, tensor in batch.items()
         }  # tensors of inference mode have no gradients
         leaf = _Leaf(supernet.layers[0])
-        with supernet.running([leaf]):
+        with supernet.running([(0, leaf)]):
             output = supernet.model(**few)
         total = torch.stack([tensor.square().sum() for tensor in output.values() if isinstance(tensor, Tensor)]).sum()
         (gradient,) = torch.autograd.grad(total, leaf.states)

@@ -14,6 +14,7 @@ from transformers.utils.generic import ModelOutput
 
 from instatune_deploy.elastic.axes import Axis
 from instatune_deploy.elastic.positions import positions_read
+from instatune_deploy.elastic.statistics import BATCH_NORMS, Statistics
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.values.space import Architecture, LayerChoice
 
@@ -51,6 +52,7 @@ class SharedPrefixes:
     ) -> None:
         self.supernet, self.dtype = supernet, dtype
         self._kept: list[list[_Kept]] = [supernet.kept(architecture) for architecture in architectures]
+        self._statistics = [supernet.statistics(architecture) for architecture in architectures]
         self._walk = sorted(range(len(self._kept)), key=self._kept.__getitem__)
         self._whole = {index: self._cast(index) for index in {index for kept in self._kept for index, _ in kept}}
         self._positions: int | None = None
@@ -59,7 +61,12 @@ class SharedPrefixes:
     def _cast(self, index: int) -> dict[str, Tensor] | None:
         if self.dtype is None:
             return None
-        return {name: tensor.to(self.dtype) for name, tensor in self.supernet.elastic_parameters(index).items()}
+        # What norms of batches compute with stays as exact as it was measured.
+        exact = {name for name, part in self.supernet.layers[index].named_modules() if isinstance(part, BATCH_NORMS)}
+        return {
+            name: tensor if name.rpartition(".")[0] in exact else tensor.to(self.dtype)
+            for name, tensor in self.supernet.elastic_parameters(index).items()
+        }
 
     def __call__(self, batch: Mapping[str, Tensor]) -> list[ModelOutput]:
         """The model's output for `batch`, once for each of the sub-networks, in the order they were given in.
@@ -82,21 +89,21 @@ class SharedPrefixes:
             for number, following in zip(self._walk, [*self._walk[1:], None], strict=True):
                 kept = self._kept[number]
                 after = [] if following is None else self._kept[following]
-                path = _next_path(path, kept)
+                path = _next_path(path, kept, self._statistics[number])
                 layers = [_Remembered(self, step) for step in path]
                 common = _common(kept, after)
                 if self._positions and common < len(kept):
                     layers[-1].positions = self._positions
                     goes_on = common == len(kept) - 1 < len(after)
                     layers[-1].keep_attention = goes_on and _same_attention(kept[-1], after[common])
-                with self.supernet.running(layers):
+                with self.supernet.running([(layer.step.layer[0], layer) for layer in layers]):
                     outputs[number] = self.supernet.model(**batch)
         return outputs
 
-    def sliced(self, layer: _Kept, beyond: LayerChoice) -> nn.Module:
+    def sliced(self, step: _Step, beyond: LayerChoice) -> nn.Module:
         """See `Supernet.sliced`."""
-        index, choice = layer
-        return self.supernet.sliced(index, choice, beyond, self._whole[index])
+        index, choice = step.layer
+        return self.supernet.sliced(index, choice, beyond, self._whole[index], step.statistics)
 
 
 @dataclass
@@ -112,6 +119,8 @@ class _Step:
     """One layer of the present path, with what is known of it."""
 
     layer: _Kept
+    #: Of its batch norms: those of any sub-network that begins with the layers up to this one.
+    statistics: Statistics
     #: Of its first heads, and of its first neurons given its heads.
     heads: _Sum = field(default_factory=_Sum)
     neurons: _Sum = field(default_factory=_Sum)
@@ -120,10 +129,10 @@ class _Step:
     output: list[Any] = field(default_factory=list)
 
 
-def _next_path(path: Sequence[_Step], kept: Sequence[_Kept]) -> list[_Step]:
+def _next_path(path: Sequence[_Step], kept: Sequence[_Kept], statistics: Sequence[Statistics]) -> list[_Step]:
     """The path of a sub-network, with what those before it on the walk have computed of it."""
     common = _common([step.layer for step in path], kept)
-    steps = [*path[:common], *(_Step(layer) for layer in kept[common:])]
+    steps = [*path[:common], *map(_Step, kept[common:], statistics[common:])]
     if common < min(len(path), len(kept)) and path[common].layer[0] == kept[common][0]:
         before, step = path[common], steps[common]
         step.heads = before.heads
@@ -139,7 +148,7 @@ def _common(one: Sequence[_Kept], other: Sequence[_Kept]) -> int:
 
 
 def _same_attention(one: _Kept, other: _Kept) -> bool:
-    return (one[0], one[1].heads) == (other[0], other[1].heads)
+    return (one[0], one[1][0]) == (other[0], other[1][0])
 
 
 class _Remembered(nn.Module):
@@ -159,17 +168,21 @@ class _Remembered(nn.Module):
         if step.output:
             return step.output[0]
         tokens = inputs[0].shape[1]
-        beyond = LayerChoice(0 if step.attention else step.heads.size, step.neurons.size)
+        beyond = (0,) * len(step.layer[1])
+        if self.axes.additive:
+            beyond = (0 if step.attention else step.heads.size, step.neurons.size)
         with ExitStack() as stack:
             self._share_attention(stack, tokens)
             self._share_neurons(stack, tokens)
-            output = self.sliced(step.layer, beyond)(*inputs, **options)
+            output = self.sliced(step, beyond)(*inputs, **options)
         if self.positions is None:
             step.output.append(output)
         return output
 
     def _share_attention(self, stack: ExitStack, tokens: int) -> None:
         """Until `stack` is closed, the attention block computes what is needed of it."""
+        if self.axes.attention is None:
+            return
         step, positions = self.step, None if self.keep_attention else self.positions
         block = self.full.get_submodule(self.axes.attention)
         if step.attention or positions is None:
@@ -181,7 +194,7 @@ class _Remembered(nn.Module):
             keys_values = [self.full.get_submodule(name) for name in self.axes.keys_values]
             _ask_first(stack, block, keys_values, positions)
             tokens = positions  # the projection sees no others
-        step.heads = _add(stack, projection, step.heads, step.layer[1].heads, positions, tokens)
+        step.heads = _add(stack, projection, step.heads, step.layer[1][0], positions, tokens)
 
     def _share_neurons(self, stack: ExitStack, tokens: int) -> None:
         """Until `stack` is closed, the MLP computes what is needed of it."""
@@ -190,7 +203,7 @@ class _Remembered(nn.Module):
         (first,), (last,) = (_modules(self.full, self.axes.ffn, dim) for dim in (0, 1))
         if self.positions is not None:
             stack.enter_context(_replaced(first, _narrowed(first.forward, self.positions)))
-        self.step.neurons = _add(stack, last, self.step.neurons, self.step.layer[1].ffn, self.positions, tokens)
+        self.step.neurons = _add(stack, last, self.step.neurons, self.step.layer[1][1], self.positions, tokens)
 
 
 def _modules(layer: nn.Module, axes: Sequence[Axis], dim: int) -> list[nn.Linear]:
@@ -291,5 +304,8 @@ def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 def _embeddings(supernet: Supernet) -> nn.Module:
     """The part of the model that the first layer's input comes from; the same for all sub-networks."""
     base: Any = supernet.model.base_model
+    if supernet.map.embeddings is not None:
+        part: nn.Module = base.get_submodule(supernet.map.embeddings)
+        return part
     inputs = base.get_input_embeddings()
     return next(part for part in base.children() if any(module is inputs for module in part.modules()))

@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 from safetensors import safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
+from instatune_deploy.data.processor import Processor
 from instatune_deploy.elastic.families import axis_map, config_axis_map
 from instatune_deploy.elastic.subnetwork import full_architecture
 from instatune_deploy.errors import CheckpointError, FamilyError, SpaceError
+from instatune_deploy.values.presets import AUTO, FAMILY_PRESETS, preset
 from instatune_deploy.values.proposal import probing_space
 from instatune_deploy.values.recipe import Task
-from instatune_deploy.values.space import AUTO, FAMILY_PRESETS, SearchSpace, preset
+from instatune_deploy.values.space import Architecture, SearchSpace
 
 AUTO_CLASSES: dict[Task, Any] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
@@ -39,15 +42,32 @@ def load_config(name: str) -> PretrainedConfig:
     """The config of a model directory or hub name that can be elastic.
 
     Raises:
-        CheckpointError: there is no such model.
+        CheckpointError: there is no such model, or neither it nor its image processor says how large images are.
         FamilyError: its family has no axis map, or the model has a trait that allows none; says which.
     """
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: no model can be loaded: {' '.join(str(error).split())[:300]}") from None
-    config_axis_map(config)
+    axes = config_axis_map(config)
+    if axes.inputs == "image" and getattr(config, "image_size", None) is None:
+        config.image_size = _image_size(name)  # a config of convolutions need not say it
     return config
+
+
+def _image_size(name: str) -> int:
+    """Pixels a side of the images that a model's processor makes.
+
+    Raises:
+        CheckpointError: it comes without one, or makes images that are no squares.
+    """
+    pixels = Processor(name, "image-classification", 0).encode_images([Image.new("RGB", (256, 256))])["pixel_values"]
+    height, width = pixels.shape[-2:]
+    if height != width:
+        raise CheckpointError(
+            f"{name}: its image processor makes images of {height} x {width} pixels, expected squares"
+        )
+    return int(height)
 
 
 def load_pretrained(name: str, task: Task, classes: tuple[str, ...], *, reset_head: bool, seed: int) -> PreTrainedModel:
@@ -75,6 +95,8 @@ def load_pretrained(name: str, task: Task, classes: tuple[str, ...], *, reset_he
         # Only the body comes from the checkpoint; strict loading makes sure that it is the whole body.
         fresh.base_model.load_state_dict(model.base_model.state_dict())
         model = fresh
+    if axis_map(config.model_type).inputs == "image":
+        model.config.image_size = config.image_size
     return model
 
 
@@ -136,16 +158,34 @@ def space_for(config: PretrainedConfig, wanted: str | dict[str, Any]) -> SearchS
 
     Raises:
         UnknownNameError: there is no such preset.
-        SpaceError: the choices contradict each other, or are not for as many layers as the model has.
+        SpaceError: the choices contradict each other, are not for as many layers as the model has, or for another kind of
+            model.
     """
     full = full_architecture(config)
     if not isinstance(wanted, str):
+        _check_transformer(full, "choices of heads and ffn")
         heads, ffn = (_of_each_layer(wanted[name], full.depth, name) for name in ("heads", "ffn"))
-        return SearchSpace(tuple(sorted(set(wanted["depths"]))), heads, ffn, tuple(reversed(range(full.depth))))
+        return SearchSpace.stack(sorted(set(wanted["depths"])), heads, ffn, tuple(reversed(range(full.depth))))
     if wanted == AUTO:
+        _check_transformer(full, AUTO)
         return probing_space(full)
-    found = preset(FAMILY_PRESETS[config.model_type] if wanted == "paper" else wanted)
-    return found.scaled(full.depth, *full.layers[0])
+    name = FAMILY_PRESETS[config.model_type] if wanted == "paper" else wanted
+    try:
+        return preset(name).fitted(full)
+    except SpaceError as error:
+        raise SpaceError(f"preset {name}: {error}") from None
+
+
+def _check_transformer(full: Architecture, what: str) -> None:
+    """Make sure that a network has the dimensions of a transformer.
+
+    Raises:
+        SpaceError: it has others.
+    """
+    if len(full.depths) > 1 or len(full.layers[0]) != 2:
+        raise SpaceError(
+            f"space: {what} are for transformers; for a convolutional network name a preset, such as paper"
+        )
 
 
 def _of_each_layer(given: list[Any], layers: int, name: str) -> tuple[tuple[int, ...], ...]:

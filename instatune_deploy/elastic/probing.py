@@ -23,9 +23,7 @@ def random_model(config: PretrainedConfig) -> PreTrainedModel:
 
 def probing_supernet(model: PreTrainedModel, space: SearchSpace) -> Supernet:
     """`model` with every combination of the choices that `space` has in any layer, as probes need them."""
-    layers = space.layers
-    everything = SearchSpace.homogeneous(layers, range(1, layers + 1), space.head_choices, space.ffn_choices)
-    return Supernet(model, everything)
+    return Supernet(model, space.probing)
 
 
 def synthetic_inputs(config: PretrainedConfig, tokens: int, batch: int, *, seed: int) -> dict[str, np.ndarray]:

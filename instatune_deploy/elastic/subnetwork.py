@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -16,15 +16,16 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.modeling_utils import no_init_weights
 from transformers.utils.backbone_utils import BackboneConfigMixin
 
-from instatune_deploy.elastic.axes import Axis, AxisMap
-from instatune_deploy.elastic.families import axis_map, config_axis_map, inputs_of
+from instatune_deploy.elastic.axes import Axis, AxisMap, Dimension
+from instatune_deploy.elastic.families import axis_map, config_axis_map
 from instatune_deploy.elastic.models import find_model_class
 from instatune_deploy.errors import CheckpointError, SpaceError
-from instatune_deploy.values.macs import ModelShape
 from instatune_deploy.values.space import Architecture, LayerChoice, SearchSpace
 
 #: Key of `config.json` under which a sub-network's architecture stands.
 CONFIG_KEY = "instatune_architecture"
+#: What errors call a dimension, where its name alone would not say it.
+_NAMES = {"ffn": "MLP neurons"}
 #: Tensors that an error names.
 _NAMED = 5
 
@@ -35,31 +36,54 @@ def full_architecture(config: PretrainedConfig) -> Architecture:
     Raises:
         FamilyError: its family has no axis map.
     """
-    neurons = getattr(config, axis_map(config.model_type).ffn_size)
-    return Architecture.uniform(int(config.num_hidden_layers), int(config.num_attention_heads), int(neurons))
+    axes = axis_map(config.model_type)
+    depths = _per_stage(getattr(config, axes.depth))
+    counts = [_full_counts(config, dimension, len(depths)) for dimension in axes.dimensions]
+    choices = zip(*counts, strict=True)
+    layers = (choice for choice, depth in zip(choices, depths, strict=True) for _ in range(depth))
+    return Architecture(tuple(layers), depths)
+
+
+def _per_stage(sizes: int | Sequence[int]) -> tuple[int, ...]:
+    """A config's sizes, one for each stage."""
+    return tuple(map(int, sizes)) if isinstance(sizes, Sequence) else (int(sizes),)
+
+
+def _full_counts(config: PretrainedConfig, dimension: Dimension, stages: int) -> tuple[int, ...]:
+    """Units of a layer of the full network, for each stage."""
+    found = _per_stage(getattr(config, dimension.size))
+    if dimension.fewer is not None and getattr(config, dimension.fewer[0]) == dimension.fewer[1]:
+        found = tuple(size // dimension.fewer[2] for size in found)
+    return found if len(found) == stages else found * stages
 
 
 def head_size(config: PretrainedConfig) -> int:
-    """Entries of one attention head."""
-    return int(config.hidden_size) // int(config.num_attention_heads)
+    """Entries of one attention head; 0 where there are none."""
+    heads = int(getattr(config, "num_attention_heads", 0))
+    return int(config.hidden_size) // heads if heads else 0
 
 
 def present_axes(model: PreTrainedModel) -> AxisMap:
-    """The axis map of the model's family, without the axes whose parameters this model lacks, such as some biases.
+    """The axis map of the model's family, without the axes whose parameters this model lacks, such as some biases, and
+    without units that nothing reads.
 
     Raises:
         FamilyError: the family has none, or the model has a trait with which its layers cannot be elastic.
     """
     axes = config_axis_map(model.config)
-    first = layer_list(model, axes)[0]
+    first = model_layers(model, axes)[0]
 
     def present(candidates: tuple[Axis, ...]) -> tuple[Axis, ...]:
-        return tuple(axis for axis in candidates if _find(first, axis.parameter) is not None)
+        return tuple(axis for axis in candidates if find_below(first, axis.parameter) is not None)
 
+    if axes.filters is not None:
+        units = (present(unit) for unit in axes.filters.units)
+        read = tuple(unit for unit in units if any(axis.dim == 1 for axis in unit))
+        return replace(axes, filters=replace(axes.filters, units=read))
     return replace(axes, heads=present(axes.heads), ffn=present(axes.ffn))
 
 
-def _find(owner: object, name: str) -> object | None:
+def find_below(owner: object, name: str) -> object | None:
     """What stands under a dotted name below `owner`; None if there is no such thing, or it is None."""
     found: object | None = owner
     for part in name.split("."):
@@ -67,18 +91,22 @@ def _find(owner: object, name: str) -> object | None:
     return found
 
 
-def layer_list(model: PreTrainedModel, axes: AxisMap) -> nn.ModuleList:
-    """The model's list of layers."""
-    layers: nn.ModuleList = attrgetter(axes.layers)(model.base_model)
-    return layers
+def layer_lists(axes: AxisMap, config: PretrainedConfig) -> tuple[str, ...]:
+    """For each stage the dotted name of the list of its layers below the base model."""
+    stages = len(_per_stage(getattr(config, axes.depth)))
+    return tuple(axes.layers.replace("*", str(stage)) for stage in range(stages))
+
+
+def model_layers(model: PreTrainedModel, axes: AxisMap) -> list[nn.Module]:
+    """The model's layers, of all stages."""
+    return [layer for name in layer_lists(axes, model.config) for layer in attrgetter(name)(model.base_model)]
 
 
 def elastic_sizes(axes: AxisMap, choice: LayerChoice, head_size: int) -> Iterator[tuple[Axis, int]]:
     """Each elastic axis of a layer with the number of entries that `choice` keeps along it."""
-    for axis in axes.heads:
-        yield axis, choice.heads * (1 if axis.one_per_head else head_size)
-    for axis in axes.ffn:
-        yield axis, choice.ffn
+    for dimension, count in zip(axes.dimensions, choice, strict=True):
+        for axis in dimension.axes:
+            yield axis, count * (head_size if dimension.of_heads and not axis.one_per_head else 1)
 
 
 def set_head_counts(layer: nn.Module, axes: AxisMap, heads: int, head_size: int) -> None:
@@ -93,28 +121,40 @@ def check_space(space: SearchSpace, config: PretrainedConfig) -> None:
     """Check that every architecture of `space` fits into a model of `config`.
 
     Raises:
-        SpaceError: it is deeper or wider; says where.
+        SpaceError: it is deeper or wider, of other dimensions, or lacks a layer that must stay; says where.
     """
-    full = full_architecture(config)
-    for what, wanted, there in (
-        ("layers", space.layers, full.depth),
-        ("heads", space.head_choices[-1], full.layers[0].heads),
-        ("MLP neurons", space.ffn_choices[-1], full.layers[0].ffn),
-    ):
+    full, axes = full_architecture(config), axis_map(config.model_type)
+    names = tuple(dimension.name for dimension in axes.dimensions)
+    if space.dimensions != names:
+        raise SpaceError(
+            f"the space is of {', '.join(space.dimensions)}, but the model's layers have {', '.join(names)}"
+        )
+    if len(space.stages) != len(full.depths):
+        raise SpaceError(f"the space has {len(space.stages)} stages, but the model {len(full.depths)}")
+    for stage, (wanted, there) in enumerate(zip(space.stages, full.depths, strict=True)):
+        where = f" in stage {stage + 1}" if axes.staged else ""
         if wanted > there:
-            raise SpaceError(f"the space has {wanted} {what}, but the model only {there}")
-    if space.layers < full.depth:
-        raise SpaceError(f"the space describes {space.layers} layers, but the model has {full.depth}")
+            raise SpaceError(f"the space has {wanted} layers{where}, but the model only {there}")
+        if wanted < there:
+            raise SpaceError(f"the space describes {wanted} layers{where}, but the model has {there}")
+        if axes.staged and space.stage_layers[stage][0] in space.drop_order:
+            raise SpaceError(f"the space drops the first layer{where}, which changes the resolution and must stay")
+        for kind, name in enumerate(names):
+            most, full_count = space.stage_choices(kind)[stage][-1], full.stages[stage][0][kind]
+            if most > full_count:
+                raise SpaceError(
+                    f"the space has {most} {_NAMES.get(name, name)}{where}, but the model only {full_count}"
+                )
 
 
 def build_subnetwork(
     model_class: type[PreTrainedModel], config: PretrainedConfig, architecture: Architecture
 ) -> PreTrainedModel:
     """A model of `architecture` with uninitialised weights; its config says the architecture."""
-    size = head_size(config)
+    size, axes = head_size(config), axis_map(config.model_type)
     config = copy.deepcopy(config)
-    config.num_hidden_layers = architecture.depth
-    if isinstance(config, BackboneConfigMixin):
+    setattr(config, axes.depth, list(architecture.depths) if axes.staged else architecture.depth)
+    if isinstance(config, BackboneConfigMixin) and not axes.staged:
         # Such a config also names its layers and which of them a backbone puts out; it is not read with layers missing.
         config.stage_names = config.stage_names[: architecture.depth + 1]
         config.out_indices = [architecture.depth]
@@ -122,25 +162,30 @@ def build_subnetwork(
     with no_init_weights():
         network = model_class(config)
     axes = present_axes(network)
-    for layer, choice in zip(layer_list(network, axes), architecture.layers, strict=True):
-        set_head_counts(layer, axes, choice.heads, size)
+    for layer, choice in zip(model_layers(network, axes), architecture.layers, strict=True):
+        set_head_counts(layer, axes, choice[0], size)
         for axis, kept in elastic_sizes(axes, choice, size):
             _resize(layer, axis, kept)
     return network
 
 
 def _resize(layer: nn.Module, axis: Axis, size: int) -> None:
-    """Give `axis` of a module's parameter `size` entries, uninitialised."""
+    """Give `axis` of a module's parameter or buffer `size` entries, uninitialised."""
     module_name, _, name = axis.parameter.rpartition(".")
     module = layer.get_submodule(module_name)
-    parameter = getattr(module, name)
-    shape = list(parameter.shape)
+    tensor = getattr(module, name)
+    shape = list(tensor.shape)
     shape[axis.dim] = size
-    setattr(module, name, nn.Parameter(torch.empty(shape, dtype=parameter.dtype)))
+    fresh = torch.empty(shape, dtype=tensor.dtype)
+    setattr(module, name, nn.Parameter(fresh) if isinstance(tensor, nn.Parameter) else fresh)
     if isinstance(module, nn.Linear) and name == "weight":
         setattr(module, "out_features" if axis.dim == 0 else "in_features", size)
+    elif isinstance(module, nn.Conv2d):
+        setattr(module, "out_channels" if axis.dim == 0 else "in_channels", size)
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = (size,)
+    elif isinstance(module, nn.BatchNorm2d):
+        module.num_features = size
 
 
 def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -180,68 +225,3 @@ def load_subnetwork(directory: Path) -> PreTrainedModel:
     network = build_subnetwork(model_class, config, Architecture.parse(architecture))
     load_state(network, state, str(directory / "model.safetensors"))
     return network.eval()
-
-
-def _positions_read(model: PreTrainedModel, linear: nn.Linear, tokens: int) -> int:
-    """How many of the `tokens` positions of a sample a linear module outside the layers reads: all of them in a head that
-    tags tokens or finds answers; a classifier, like a pooler, reads one."""
-    reads_all = type(model).__name__.endswith(("ForTokenClassification", "ForQuestionAnswering"))
-    return tokens if reads_all and linear not in set(model.base_model.modules()) else 1
-
-
-def model_shape(model: PreTrainedModel, tokens: int) -> ModelShape:
-    """The sizes of `model` that MACs, parameters and latency follow from.
-
-    Args:
-        model: a full network with its task head.
-        tokens: length of a text in tokens; those of an image follow from its size and its patches'.
-    """
-    config, axes = model.config, present_axes(model)
-    full, layers = full_architecture(config), layer_list(model, axes)
-    heads, ffn = full.layers[0]
-    in_layers = {id(p) for p in layers.parameters()}
-    kind = inputs_of(config)
-    text_tokens = tokens if kind == "image-text" else 0
-    fixed_macs = 0
-    if kind != "text":
-        patches = (config.image_size // config.patch_size) ** 2
-        tokens = patches + axes.extra_tokens + text_tokens
-        fixed_macs = sum(patches * m.weight.numel() for m in model.modules() if isinstance(m, nn.Conv2d))
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and id(module.weight) not in in_layers:
-            read = tokens if ".embeddings." in name else _positions_read(model, module, tokens)
-            fixed_macs += read * module.weight.numel()
-    in_heads, in_ffn = (
-        sum(attrgetter(axis.parameter)(layers[0]).numel() for axis in part) for part in (axes.heads, axes.ffn)
-    )
-    products, rows = _position_products(model, axes)
-    return ModelShape(
-        family=config.model_type,
-        hidden=int(config.hidden_size),
-        head_size=head_size(config),
-        layers=full.depth,
-        heads=heads,
-        ffn=ffn,
-        tokens=tokens,
-        text_tokens=text_tokens,
-        fixed_macs=fixed_macs,
-        fixed_parameters=sum(p.numel() for p in model.parameters() if id(p) not in in_layers),
-        head_parameters=in_heads // heads,
-        neuron_parameters=in_ffn // ffn,
-        layer_parameters=sum(p.numel() for p in layers[0].parameters()) - in_heads - in_ffn,
-        position_products=products,
-        position_rows=rows,
-        position_bias=any(axis.one_per_head for axis in axes.heads),
-    )
-
-
-def _position_products(model: PreTrainedModel, axes: AxisMap) -> tuple[int, int]:
-    """How many products with relative positions a head makes for each token, and how many such positions there are."""
-    if axes.position_table is None:
-        return 0, 0
-    table = _find(model.base_model, axes.position_table.parameter)
-    listed = _find(layer_list(model, axes)[0], axes.position_table.listed_in)
-    if not isinstance(table, Tensor) or not isinstance(listed, (list, tuple)):
-        return 0, 0
-    made = sum(kind in listed for kind in axes.position_table.products)
-    return (made, len(table)) if made else (0, 0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -16,31 +17,37 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from instatune_deploy.elastic.models import find_model_class
+from instatune_deploy.elastic.shapes import model_shape
+from instatune_deploy.elastic.statistics import BATCH_NORMS, Statistics, batch_norms, measuring, unmoved
 from instatune_deploy.elastic.subnetwork import (
     build_subnetwork,
     check_space,
     elastic_sizes,
     full_architecture,
     head_size,
-    layer_list,
+    layer_lists,
     load_state,
-    model_shape,
+    model_layers,
     present_axes,
     set_head_counts,
 )
 from instatune_deploy.errors import CheckpointError
-from instatune_deploy.values.macs import ModelShape
+from instatune_deploy.values.macs import NetworkShape
 from instatune_deploy.values.space import Architecture, LayerChoice, SearchSpace
 
-#: Of a layer, where sizes must be given.
-NOTHING = LayerChoice(0, 0)
+#: Sub-networks whose batch norm statistics are remembered.
+_REMEMBERED = 64
 
 
 class Supernet(nn.Module):
     """A Hugging Face model made elastic by its family's axis map (InstaTune, arXiv 2308.15609).
 
-    A sub-network keeps the first heads and neurons of the layers that `space` keeps at its depth. Its parameters are
-    views into the model's own: nothing is copied, no layer is added, gradients land in the shared weights.
+    A sub-network keeps the first units (heads, neurons, filters) of the layers that `space` keeps at its depth. Its
+    parameters are views into the model's own: nothing is copied, no layer is added, gradients land in the shared weights.
+
+    Batch norms keep statistics of the full network, which training sub-networks does not move. A sub-network's own are
+    measured on the rows that `calibrate` is given, and used wherever it is not trained; without them it has the full
+    network's.
 
     Raises:
         FamilyError: the model's family has no axis map, or the model has a trait that allows none; says which.
@@ -58,7 +65,13 @@ class Supernet(nn.Module):
         self.full = full_architecture(model.config)
         #: Whether layers are computed again in the backward pass.
         self.recompute = False
-        self.layers = tuple(layer_list(model, self.map))  # the full network's, also while fewer of them run
+        self.layers = tuple(model_layers(model, self.map))  # the full network's, also while fewer of them run
+        #: For each stage the name of its list of layers below the base model.
+        self.layer_lists = layer_lists(self.map, model.config)
+        #: For each layer its stage.
+        self.stage_of = [stage for stage, layers in enumerate(space.stage_layers) for _ in layers]
+        self._calibration: Callable[[], Sequence[Mapping[str, Tensor]]] | None = None
+        self._statistics: dict[tuple[tuple[int, LayerChoice], ...], list[Statistics]] = {}
 
     def forward(
         self, batch: Mapping[str, Tensor], architectures: Sequence[Architecture], **options: Any
@@ -76,9 +89,79 @@ class Supernet(nn.Module):
         """
         outputs = []
         for architecture in architectures:
-            with self.running([self.sliced(index, choice) for index, choice in self.kept(architecture)]):
+            others = batch_norms(self.model) if self.training and architecture != self.full else []
+            with self.running(self.network(architecture)), unmoved(others):
                 outputs.append(self.model(**batch, **options))
         return outputs
+
+    def train(self, mode: bool = True) -> Supernet:
+        """As any module's; what was measured of the weights that are now trained is forgotten."""
+        if mode:
+            self._statistics.clear()
+        return super().train(mode)
+
+    def network(self, architecture: Architecture) -> list[tuple[int, nn.Module]]:
+        """The layers of a sub-network, for `running`."""
+        kept, measured = self.kept(architecture), self.statistics(architecture)
+        moves = architecture == self.full
+        return [
+            (index, self.sliced(index, choice, statistics=own, moves=moves))
+            for (index, choice), own in zip(kept, measured, strict=True)
+        ]
+
+    def calibrate(self, batches: Callable[[], Sequence[Mapping[str, Tensor]]]) -> Supernet:
+        """Measure sub-networks' batch norm statistics on `batches` from now on; returns itself.
+
+        Args:
+            batches: makes inputs by name, without labels; called once, if the network has batch norms at all.
+        """
+        self._calibration = cache(batches) if batch_norms(self.model) else None
+        self._statistics.clear()
+        return self
+
+    def statistics(self, architecture: Architecture) -> list[Statistics]:
+        """For each layer of a sub-network what its batch norms keep, by buffers' names below it; empty while training, and
+        where there are no rows to measure on.
+
+        All norms normalise by the batch while they are measured, and keep the mean over batches. So a layer's statistics
+        depend on the layers up to it alone.
+        """
+        if self._calibration is None or self.training:
+            return [{} for _ in architecture.layers]
+        kept = tuple(self.kept(architecture))
+        found = self._statistics.pop(kept, None)
+        if found is None:
+            while len(self._statistics) >= _REMEMBERED:
+                del self._statistics[next(iter(self._statistics))]
+            found = self._measure(kept, self._calibration())
+        self._statistics[kept] = found  # the last asked for is the last to be forgotten
+        return found
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _measure(
+        self, kept: Sequence[tuple[int, LayerChoice]], batches: Sequence[Mapping[str, Tensor]]
+    ) -> list[Statistics]:
+        found = [self._fresh_statistics(index, choice) for index, choice in kept]
+        layers = [
+            (index, self.sliced(index, choice, statistics=own))
+            for (index, choice), own in zip(kept, found, strict=True)
+        ]
+        norms = [norm for index, _ in kept for norm in batch_norms(self.layers[index])]
+        with self.running(layers), measuring(norms):
+            for batch in batches:
+                self.model(**{name: tensor.to(self.model.device) for name, tensor in batch.items()})
+        return found
+
+    def _fresh_statistics(self, index: int, choice: LayerChoice) -> Statistics:
+        views, layer = self._layer_views(index, choice), self.layers[index]
+        whole = {
+            f"{name}.{key}": b
+            for name, m in layer.named_modules()
+            if isinstance(m, BATCH_NORMS)
+            for key, b in m.named_buffers()
+        }
+        return {name: torch.zeros_like(views.get(name, buffer)) for name, buffer in whole.items()}
 
     def views(self, architecture: Architecture) -> dict[str, Tensor]:
         """The elastic parameters of a sub-network, as views, by the names they have in the sub-network.
@@ -86,12 +169,16 @@ class Supernet(nn.Module):
         Raises:
             ArchitectureError: it is not in the space.
         """
-        prefix = f"{self.model.base_model_prefix}.{self.map.layers}"
         return {
-            f"{prefix}.{position}.{name}": view
-            for position, (index, choice) in enumerate(self.kept(architecture))
+            f"{place}.{name}": view
+            for place, (index, choice) in zip(self._places(architecture.depths), self.kept(architecture), strict=True)
             for name, view in self._layer_views(index, choice).items()
         }
+
+    def _places(self, depths: Sequence[int]) -> list[str]:
+        """Names of the layers of a network with so many in each stage."""
+        lists = zip(self.layer_lists, depths, strict=True)
+        return [f"{self.model.base_model_prefix}.{name}.{number}" for name, depth in lists for number in range(depth)]
 
     def kept(self, architecture: Architecture) -> list[tuple[int, LayerChoice]]:
         """The full network's layers that a sub-network keeps, each with what is kept of it.
@@ -101,39 +188,43 @@ class Supernet(nn.Module):
         """
         if architecture != self.full:
             self.space.check(architecture)
-        return list(zip(self.space.kept_layers(architecture.depth), architecture.layers, strict=True))
+        return list(zip(self.space.kept_layers(architecture.depths), architecture.layers, strict=True))
 
     def elastic_parameters(self, index: int) -> dict[str, Tensor]:
-        """The elastic parameters of one of the full network's layers, by their names below it."""
+        """The elastic parameters (and buffers) of one of the full network's layers, by their names below it."""
         return {
-            axis.parameter: attrgetter(axis.parameter)(self.layers[index]) for axis in self.map.heads + self.map.ffn
+            axis.parameter: attrgetter(axis.parameter)(self.layers[index])
+            for dimension in self.map.dimensions
+            for axis in dimension.axes
         }
 
     def _layer_views(
-        self, index: int, choice: LayerChoice, beyond: LayerChoice = NOTHING,
+        self, index: int, choice: LayerChoice, beyond: LayerChoice | None = None,
         whole: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
         """What `choice` keeps of one layer's elastic parameters as views, by their names below it; see `sliced`."""
-        whole = self.elastic_parameters(index) if whole is None else whole
+        views = dict(self.elastic_parameters(index) if whole is None else whole)
         sizes = elastic_sizes(self.map, choice, self.head_size)
-        starts = elastic_sizes(self.map, beyond, self.head_size)
-        return {
-            axis.parameter: whole[axis.parameter].narrow(axis.dim, start, size - start)
-            for (axis, size), (_, start) in zip(sizes, starts, strict=True)
-        }
+        starts = elastic_sizes(self.map, beyond or (0,) * len(choice), self.head_size)
+        for (axis, size), (_, start) in zip(sizes, starts, strict=True):  # a parameter may have several elastic axes
+            views[axis.parameter] = views[axis.parameter].narrow(axis.dim, start, size - start)
+        return views
 
     def sliced(
-        self, index: int, choice: LayerChoice, beyond: LayerChoice = NOTHING,
-        whole: Mapping[str, Tensor] | None = None,
+        self, index: int, choice: LayerChoice, beyond: LayerChoice | None = None,
+        whole: Mapping[str, Tensor] | None = None, statistics: Statistics | None = None, moves: bool = False,
     ) -> nn.Module:  # fmt: skip
         """A layer of the full network as a sub-network with `choice` has it, for `running`.
 
         Args:
-            beyond: so many heads and neurons, the first ones, are left out; fewer than `choice` keeps.
+            beyond: so many units of each dimension, the first ones, are left out; fewer than `choice` keeps.
             whole: tensors to take views of in place of the layer's elastic parameters, by their names below it.
+            statistics: of its batch norms, in place of the full network's.
+            moves: whether training it moves the full network's batch norm statistics.
         """
         views = self._layer_views(index, choice, beyond, whole)
-        return _SlicedLayer(self, self.layers[index], views, choice.heads - beyond.heads)
+        heads = choice[0] - (beyond[0] if beyond else 0)
+        return _SlicedLayer(self, index, {**views, **(statistics or {})}, heads, moves=moves)
 
     def extract(self, architecture: Architecture) -> PreTrainedModel:
         """A sub-network as a plain model of the same class, with its own copy of the weights.
@@ -143,17 +234,18 @@ class Supernet(nn.Module):
         Raises:
             ArchitectureError: it is not in the space.
         """
-        kept = [index for index, _ in self.kept(architecture)]
         network = build_subnetwork(type(self.model), self.model.config, architecture)
-        prefix = f"{self.model.base_model_prefix}.{self.map.layers}."
-        state = {}
-        for name, tensor in self.model.state_dict().items():
-            index, _, below = name.removeprefix(prefix).partition(".")
-            if not name.startswith(prefix):
-                state[name] = tensor
-            elif int(index) in kept:
-                state[f"{prefix}{kept.index(int(index))}.{below}"] = tensor
-        load_state(network, {**state, **self.views(architecture)}, "super-network")
+        before, after = self._places(self.full.depths), self._places(architecture.depths)
+        kept = zip((before[index] for index, _ in self.kept(architecture)), after, strict=True)
+        state = self.model.state_dict()
+        inside = {name for name in state if name.startswith(tuple(f"{place}." for place in before))}
+        found = {name: tensor for name, tensor in state.items() if name not in inside}
+        for old, new in kept:
+            found.update({new + name.removeprefix(old): state[name] for name in inside if name.startswith(f"{old}.")})
+        found.update(self.views(architecture))
+        for place, own in zip(after, self.statistics(architecture), strict=True):
+            found.update({f"{place}.{name}": buffer for name, buffer in own.items()})
+        load_state(network, found, "super-network")
         return network.eval()
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
@@ -161,18 +253,19 @@ class Supernet(nn.Module):
         self.recompute = True
 
     @contextmanager
-    def running(self, layers: Sequence[nn.Module]) -> Iterator[None]:
-        """The model runs `layers` in place of its own; the full network's are back afterwards."""
-        owner_name, _, list_name = self.map.layers.rpartition(".")
-        owner = self.model.base_model.get_submodule(owner_name)
-        full_list = getattr(owner, list_name)
-        try:
-            setattr(owner, list_name, nn.ModuleList(layers))
+    def running(self, layers: Sequence[tuple[int, nn.Module]]) -> Iterator[None]:
+        """The model runs `layers`, each in the place of one of its own that is given by number, and none of the others; the
+        full network's are back afterwards."""
+        with ExitStack() as restored:
+            for stage, name in enumerate(self.layer_lists):
+                owner_name, _, list_name = name.rpartition(".")
+                owner = self.model.base_model.get_submodule(owner_name)
+                restored.callback(setattr, owner, list_name, getattr(owner, list_name))
+                own = [layer for index, layer in layers if self.stage_of[index] == stage]
+                setattr(owner, list_name, nn.ModuleList(own))
             yield
-        finally:
-            setattr(owner, list_name, full_list)
 
-    def shape(self, tokens: int) -> ModelShape:
+    def shape(self, tokens: int) -> NetworkShape:
         """The sizes that MACs and latency follow from, for samples of `tokens` tokens (ignored for images)."""
         return model_shape(self.model, tokens)
 
@@ -181,11 +274,12 @@ class _SlicedLayer(nn.Module):
     """A layer of the full network as a sub-network has it, whenever it runs: also when it is computed again in the backward
     pass, for gradient checkpointing."""
 
-    def __init__(self, supernet: Supernet, layer: nn.Module, views: dict[str, Tensor], heads: int) -> None:
+    def __init__(self, supernet: Supernet, index: int, views: dict[str, Tensor], heads: int, *, moves: bool) -> None:
         super().__init__()
-        self.layer, self.views, self.heads = layer, views, heads
-        self.axes, self.head_size, self.full_heads = supernet.map, supernet.head_size, supernet.full.layers[0].heads
+        self.layer, self.views, self.heads = supernet.layers[index], views, heads
+        self.axes, self.head_size, self.full_heads = supernet.map, supernet.head_size, supernet.full.layers[index][0]
         self.recompute = supernet.recompute and supernet.training
+        self.still = [] if moves or not supernet.training else batch_norms(self.layer)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         if self.recompute and torch.is_grad_enabled():
@@ -195,7 +289,8 @@ class _SlicedLayer(nn.Module):
     def _run(self, *inputs: Any, **options: Any) -> Any:
         set_head_counts(self.layer, self.axes, self.heads, self.head_size)
         try:
-            return torch.func.functional_call(self.layer, self.views, inputs, options)
+            with unmoved(self.still):
+                return torch.func.functional_call(self.layer, self.views, inputs, options)
         finally:
             set_head_counts(self.layer, self.axes, self.full_heads, self.head_size)
 

@@ -22,7 +22,7 @@ from instatune_deploy.elastic.losses import ElasticLoss, layer_pairs, network_lo
 from instatune_deploy.elastic.optimizer import RateSettings, parameter_groups
 from instatune_deploy.elastic.recording import recorded
 from instatune_deploy.elastic.sampler import BucketSampler
-from instatune_deploy.elastic.subnetwork import layer_list
+from instatune_deploy.elastic.subnetwork import model_layers
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import TrainingError
 from instatune_deploy.values.space import Architecture
@@ -194,15 +194,16 @@ class DistillingTrainer(BucketTrainer):
     ) -> Run:
         """One plain network's run; `model` is it, perhaps wrapped."""
         axes = axis_map(network.config.model_type)
-        layers = layer_list(network, axes)
-        with self._watching(list(layers), axes) as (hidden, attention):
+        layers = model_layers(network, axes)
+        with self._watching(layers, axes) as (hidden, attention):
             output = model(**inputs)
         return Run(output, hidden, attention, kept or tuple(range(len(layers))))
 
     @contextmanager
     def _watching(self, layers: Sequence[nn.Module], axes: AxisMap) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """Outputs of the layers and of their attention blocks while they run, where the loss needs them."""
-        blocks = [layer.get_submodule(axes.attention) for layer in layers] if self.loss.attention_weight else []
+        name = axes.attention if self.loss.attention_weight else None
+        blocks = [] if name is None else [layer.get_submodule(name) for layer in layers]
         with recorded(layers if self.loss.hidden_weight else []) as hidden, recorded(blocks) as attention:
             yield hidden, attention
 
@@ -250,7 +251,7 @@ class ElasticTrainer(DistillingTrainer):
         architecture = network or self.supernet.full
         with self._watching(self.supernet.layers, self.supernet.map) as (hidden, attention):
             output = model(inputs, [architecture])[0]
-        return Run(output, hidden, attention, self.supernet.space.kept_layers(architecture.depth))
+        return Run(output, hidden, attention, self.supernet.space.kept_layers(architecture.depths))
 
     def _what_ran(self) -> str:
         return f", sub-networks {', '.join(map(str, self._drawn))}"

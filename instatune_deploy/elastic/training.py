@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -24,16 +25,18 @@ from instatune_deploy.elastic.families import axis_map
 from instatune_deploy.elastic.losses import ElasticLoss
 from instatune_deploy.elastic.optimizer import RateSettings, WeightAverage
 from instatune_deploy.elastic.processes import is_main_process, process_count
-from instatune_deploy.elastic.subnetwork import CONFIG_KEY, build_subnetwork, layer_list, load_state
+from instatune_deploy.elastic.subnetwork import CONFIG_KEY, build_subnetwork, load_state, model_layers
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.trainer import DistillingTrainer, ElasticTrainer, KeepDrawer
 from instatune_deploy.errors import UsageError
-from instatune_deploy.values.macs import ModelShape
+from instatune_deploy.values.macs import NetworkShape
 from instatune_deploy.values.recipe import FinetuneSection, TrainingSection
 from instatune_deploy.values.space import Architecture, SearchSpace
 
 Report = Callable[[str], None]
 
+#: Training rows that a sub-network's batch norm statistics are measured on, and how many of them at a time.
+CALIBRATION_ROWS, CALIBRATION_BATCH = 512, 64
 #: Keys of configs that say how much is dropped while training, of all families.
 _DROPOUT_KEYS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout",
@@ -55,7 +58,7 @@ def rates_of(settings: FinetuneSection) -> RateSettings:
     return RateSettings(settings.head_rate, settings.layer_decay)
 
 
-def drawer_of(settings: FinetuneSection, space: SearchSpace, shape: ModelShape, *, seed: int) -> Drawer:
+def drawer_of(settings: FinetuneSection, space: SearchSpace, shape: NetworkShape, *, seed: int) -> Drawer:
     """What draws the sub-networks of each step as a recipe asks for."""
     drawn = DrawSettings(settings.subnetworks, settings.sampling, settings.size_power, settings.widen_epochs)
     return Drawer(space, shape, drawn, seed=seed)
@@ -122,7 +125,7 @@ def _layers(trainer: Trainer) -> list[nn.Module]:
     networks = [trained.model if isinstance(trained, Supernet) else trained]
     if isinstance(trainer, DistillingTrainer) and trainer.teacher is not None:
         networks.append(trainer.teacher)
-    return [layer for network in networks for layer in layer_list(network, axis_map(network.config.model_type))]
+    return [layer for network in networks for layer in model_layers(network, axis_map(network.config.model_type))]
 
 
 def _last_whole(checkpoints: Path, needed: list[str]) -> Path | None:
@@ -143,6 +146,15 @@ def _step(checkpoint: Path) -> int:
 def labelled_batches(split: Split, rows: int, size: int, processor: Processor) -> list[dict[str, Tensor]]:
     """The first `rows` rows as batches of torch tensors with `labels`."""
     return list(processor.labelled_batches(split.rows.select(range(min(rows, len(split)))), size))
+
+
+def calibration_batches(split: Split, processor: Processor, *, seed: int) -> list[dict[str, Tensor]]:
+    """Rows to measure batch norm statistics on, drawn by `seed`, as batches of the model's inputs without labels."""
+    count = min(CALIBRATION_ROWS, len(split))
+    count -= count % CALIBRATION_BATCH if count > CALIBRATION_BATCH else 0  # every batch counts alike
+    rows = split.rows.select(sorted(random.Random(seed).sample(range(len(split)), count)))
+    batches = processor.batches(rows, CALIBRATION_BATCH)
+    return [{name: torch.from_numpy(array) for name, array in inputs.items()} for _, inputs in batches]
 
 
 def with_dropout(model: PreTrainedModel, probability: float | None) -> PreTrainedModel:

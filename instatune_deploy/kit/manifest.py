@@ -16,7 +16,7 @@ from instatune_deploy.stages.profile import Plan
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.faults import first_fault
 from instatune_deploy.values.latency import Machine
-from instatune_deploy.values.macs import ModelShape
+from instatune_deploy.values.macs import ConvolutionalShape, ModelShape
 from instatune_deploy.values.space import Architecture, SearchSpace
 
 
@@ -42,7 +42,7 @@ class Kit:
     instruction_sets: tuple[str, ...]
     accelerator: str | None
     signature: str
-    shape: ModelShape
+    shape: ModelShape | ConvolutionalShape
     space: dict[str, Any]
     deployments: tuple[Deployment, ...]
     probes: tuple[str, ...]
@@ -80,7 +80,7 @@ class Kit:
         probes, heldout = (
             tuple(space.check(Architecture.parse(text)) for text in group) for group in (self.probes, self.heldout)
         )
-        return Plan(probes, heldout, self.visits, self.settings)
+        return Plan(probes, heldout, self.visits, self.settings, space.dimensions)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from instatune_deploy.errors import ArtifactError, UsageError
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.fixed import FixedSizes
 from instatune_deploy.values.front import Measured, Predicted
-from instatune_deploy.values.macs import ModelShape, count_macs, count_parameters
+from instatune_deploy.values.macs import NetworkShape, count_macs, count_parameters
 from instatune_deploy.values.manifest import Manifest, Parity
 from instatune_deploy.values.space import Architecture
 from instatune_deploy.workspace import new_directory
@@ -53,7 +53,7 @@ class Artifact:
 
 
 def export(
-    network: PreTrainedModel, architecture: Architecture, deployment: Deployment, shape: ModelShape,
+    network: PreTrainedModel, architecture: Architecture, deployment: Deployment, shape: NetworkShape,
     processor: Processor, samples: dict[str, np.ndarray], calibration: Sequence[dict[str, np.ndarray]],
     directory: Path, *, target: str, metric: str, predicted: Predicted | None, gate: Gate | None = None,
     opset: int = OPSET, fixed: FixedSizes | None = None,

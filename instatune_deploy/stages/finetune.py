@@ -19,6 +19,7 @@ from instatune_deploy.elastic.processes import is_main_process, wait_for_all
 from instatune_deploy.elastic.supernet import Supernet, load_supernet, save_supernet
 from instatune_deploy.elastic.trainer import BucketTrainer, ElasticTrainer
 from instatune_deploy.elastic.training import (
+    calibration_batches,
     drawer_of,
     labelled_batches,
     loss_of,
@@ -57,14 +58,14 @@ def finetune(
     path = workspace.path("supernet")
     if workspace.is_done("finetune", elastic_key):
         report("super-network: reused")
-        return load_supernet(path)
+        return calibrated(load_supernet(path), data.train, processor, seed=seed)
     teacher = None
     if settings.needs_teacher:
         teacher = fine_tuned(settings, load_model, data, processor, workspace, key=key, seed=seed, report=report)
     started = load_model() if settings.start == "pretrained" or teacher is None else copy.deepcopy(teacher)
     supernet = Supernet(with_dropout(started, settings.dropout), space)
     if teacher is not None:
-        supernet = sorted_like(supernet, teacher, data.train, processor, settings, report)
+        supernet = sorted_like(supernet, teacher, data.train, processor, settings, report, seed=seed)
     checkpoints = workspace.path(".checkpoints", f"elastic-{elastic_key}")
     report(f"elastic fine-tuning: {settings.epochs:g} epochs of {len(data.train)} samples, {space.size:,} sub-networks")
     shape = supernet.shape(processor.sequence_length)
@@ -81,7 +82,12 @@ def finetune(
         workspace.mark_done("finetune", elastic_key, [path])
         shutil.rmtree(workspace.path(".checkpoints"), ignore_errors=True)
     wait_for_all()
-    return load_supernet(path)
+    return calibrated(load_supernet(path), data.train, processor, seed=seed)
+
+
+def calibrated(supernet: Supernet, rows: Split, processor: Processor, *, seed: int) -> Supernet:
+    """The same network, whose sub-networks get batch norm statistics of their own, measured on `rows`."""
+    return supernet.calibrate(lambda: calibration_batches(rows, processor, seed=seed))
 
 
 def fine_tuned(
@@ -113,17 +119,17 @@ def fine_tuned(
 
 def sorted_like(
     supernet: Supernet, teacher: PreTrainedModel, rows: Split, processor: Processor, settings: FinetuneSection,
-    report: Report,
+    report: Report, *, seed: int,
 ) -> Supernet:  # fmt: skip
-    """The same network with its heads, neurons and layers in the order of their importance in the teacher.
+    """The same network with its units (heads, neurons, filters) and layers in the order of their importance in the teacher.
 
     Sorting permutes, which changes no output, so T and S stay comparable.
     """
     if settings.importance == "none" and settings.layer_order == "last_first":
         return supernet
     batches = labelled_batches(rows, settings.importance_rows, settings.batch_size, processor)
-    report(f"importance of heads, neurons and layers on {min(settings.importance_rows, len(rows))} training samples")
-    judged = Supernet(teacher, supernet.space)
+    report(f"importance of units and layers on {min(settings.importance_rows, len(rows))} training samples")
+    judged = calibrated(Supernet(teacher, supernet.space), rows, processor, seed=seed)
     if settings.importance != "none":
         sort_by_importance(supernet, SCORERS[settings.importance](judged, batches))
     if settings.layer_order == "last_first":

@@ -100,11 +100,8 @@ def score(
             f"space: auto: the model's loss is {losses[full.depth]:.3f} and {losses[1]:.3f} with one layer alone, so it is "
             "not fine-tuned for this task; finetune.teacher says how it shall be"
         )
-    return Scores(
-        tuple(tuple(layer.tolist()) for layer in importance.heads),
-        tuple(tuple(layer.tolist()) for layer in importance.ffn),
-        losses,
-    )
+    of_heads, of_neurons = (tuple(tuple(layer.tolist()) for layer in sets[0]) for sets in importance.units)
+    return Scores(of_heads, of_neurons, losses)
 
 
 def _with_reasons(recipe: Recipe, proposal: Proposal) -> str:

@@ -45,7 +45,7 @@ def tune(
     report(f"tuning {architecture} alone: {settings.epochs:g} epochs of {len(data.train)} samples")
     trainer = DistillingTrainer(
         network, replace(loss_of(settings), gamma="on"), teacher,
-        kept=supernet.space.kept_layers(architecture.depth), rates=rates_of(settings), augment=settings.augment,
+        kept=supernet.space.kept_layers(architecture.depths), rates=rates_of(settings), augment=settings.augment,
         **trainer_arguments(settings, data.train, processor, checkpoints, seed, report),
     )  # fmt: skip
     train(trainer, checkpoints, report, ema_decay=settings.ema_decay, compile_layers=settings.compile_layers)

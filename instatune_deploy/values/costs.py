@@ -11,7 +11,7 @@ from instatune_deploy.errors import TableError, UsageError
 from instatune_deploy.values.budget import Bound, Limit, bounds_of
 from instatune_deploy.values.front import Candidate, ParetoFront, Predicted, hypervolume
 from instatune_deploy.values.latency import LatencyTable
-from instatune_deploy.values.macs import ModelShape, count_macs, count_parameters
+from instatune_deploy.values.macs import NetworkShape, count_macs, count_parameters
 from instatune_deploy.values.objectives import DEFAULT, Objective, Objectives
 from instatune_deploy.values.sizes import file_bytes, memory_bytes
 from instatune_deploy.values.space import Architecture, SearchSpace
@@ -35,7 +35,7 @@ class Costs:
     """
 
     def __init__(
-        self, space: SearchSpace, shape: ModelShape, tables: Sequence[LatencyTable], percentile: str,
+        self, space: SearchSpace, shape: NetworkShape, tables: Sequence[LatencyTable], percentile: str,
         elsewhere: Mapping[str, LatencyTable] | None = None,
     ) -> None:  # fmt: skip
         if not tables:

@@ -11,38 +11,44 @@ from typing import Any
 import numpy as np
 
 from instatune_deploy.errors import UsageError
-from instatune_deploy.values.macs import ModelShape, count_macs
-from instatune_deploy.values.space import Architecture, SearchSpace
+from instatune_deploy.values.macs import NetworkShape, shape_from_dict
+from instatune_deploy.values.space import TRANSFORMER, Architecture, SearchSpace
 
-#: Kinds of steps: a layer is there, it keeps more heads, it keeps more neurons.
+#: Kinds of steps: a layer is there, it keeps more of the first dimension of the space, more of the second.
 PRESENCE, HEADS, NEURONS = range(3)
 
 
 @dataclass(frozen=True)
 class UnitScores:
-    """How much each head and each MLP neuron of the full network matters: for each layer a score of each, the first
-    kept first; larger matters more, none is negative.
+    """How much each unit of the full network's layers matters, such as each head and each MLP neuron: for each dimension
+    and each layer a score of each unit, the first kept first; larger matters more, none is negative.
 
     Raises:
         UsageError: a score is negative or not a number.
     """
 
-    heads: tuple[tuple[float, ...], ...]
-    ffn: tuple[tuple[float, ...], ...]
+    scores: tuple[tuple[tuple[float, ...], ...], ...]
+    dimensions: tuple[str, ...] = TRANSFORMER
 
     def __post_init__(self) -> None:
-        for name in ("heads", "ffn"):
-            layers = tuple(tuple(float(score) for score in layer) for layer in getattr(self, name))
-            if not all(score >= 0 and math.isfinite(score) for layer in layers for score in layer):
+        scores = tuple(tuple(tuple(float(score) for score in layer) for layer in kind) for kind in self.scores)
+        for name, kind in zip(self.dimensions, scores, strict=True):
+            if not all(score >= 0 and math.isfinite(score) for layer in kind for score in layer):
                 raise UsageError(f"importance scores of {name} must be finite and not negative")
-            object.__setattr__(self, name, layers)
+        object.__setattr__(self, "scores", scores)
+        object.__setattr__(self, "dimensions", tuple(self.dimensions))
+
+    @cached_property
+    def genes(self) -> tuple[tuple[float, ...], ...]:
+        """The scores of each gene, in the order of `SearchSpace.genes`."""
+        return tuple(layer for kind in self.scores for layer in kind)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"heads": self.heads, "ffn": self.ffn}
+        return dict(zip(self.dimensions, self.scores, strict=True))
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> UnitScores:
-        return cls(data["heads"], data["ffn"])
+    def from_dict(cls, data: dict[str, Any], dimensions: Sequence[str] = TRANSFORMER) -> UnitScores:
+        return cls(tuple(data[name] for name in dimensions), tuple(dimensions))
 
 
 @dataclass(frozen=True)
@@ -52,51 +58,47 @@ class Features:
     Args:
         shape: where given, sums by block are of multiply-accumulates; otherwise layers are weighed as in a usual
             transformer, whose MLP is twice its attention.
-        importance: where given, heads and neurons count by the share of their layer's importance that they hold,
-            otherwise all alike.
+        importance: where given, units count by the share of their layer's importance that they hold, otherwise all
+            alike.
 
     Raises:
         UsageError: `importance` is of another number of layers, or scores fewer units than a layer may keep.
     """
 
     space: SearchSpace
-    shape: ModelShape | None = None
+    shape: NetworkShape | None = None
     importance: UnitScores | None = None
 
     def __post_init__(self) -> None:
         if self.importance is None:
             return
-        for name, scores, choices in (
-            ("heads", self.importance.heads, self.space.heads),
-            ("neurons", self.importance.ffn, self.space.ffn),
-        ):
-            if len(scores) != len(choices):
+        for name, scores, kind in zip(self.space.dimensions, self.importance.scores, self.space.widths, strict=True):
+            if len(scores) != len(kind):
                 raise UsageError(
-                    f"importance is given for the {name} of {len(scores)} layers, the space has {len(choices)}"
+                    f"importance is given for the {name} of {len(scores)} layers, the space has {len(kind)}"
                 )
-            for layer, (found, kept) in enumerate(zip(scores, choices, strict=True)):
-                if len(found) < kept[-1]:
+            for layer, (found, choices) in enumerate(zip(scores, kind, strict=True)):
+                if len(found) < choices[-1]:
                     raise UsageError(
-                        f"importance is given for {len(found)} {name} of layer {layer}, the space keeps up to {kept[-1]}"
+                        f"importance is given for {len(found)} {name} of layer {layer}, the space keeps up to {choices[-1]}"
                     )
 
     @property
     def count_names(self) -> list[str]:
         """Names of the columns of `counts`."""
-        layers = range(self.space.layers)
-        return [*(f"heads_{i}" for i in layers), *(f"ffn_{i}" for i in layers), "depth"]
+        return [*(f"{name}_{i}" for name in self.space.dimensions for i in range(self.space.layers)), "depth"]
 
     def counts(self, architectures: Sequence[Architecture]) -> np.ndarray:
-        """Heads, then MLP widths of every layer of the full network, then depth.
+        """The genes (of a transformer heads, then MLP widths of every layer of the full network), then depth.
 
         Returns:
-            Shape ``(n, 2 * layers + 1)``, counts; a dropped layer has 0 of both.
+            Shape ``(n, genes + 1)``, counts; a dropped layer has 0 of each.
 
         Raises:
             ArchitectureError: one is not in the space.
         """
         rows = [[*self.space.encode(self.space.check(a)), a.depth] for a in architectures]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), 2 * self.space.layers + 1)
+        return np.array(rows, dtype=np.float64).reshape(len(rows), len(self.space.genes) + 1)
 
     @property
     def step_names(self) -> list[str]:
@@ -106,11 +108,11 @@ class Features:
     def steps(self, counts: np.ndarray) -> np.ndarray:
         """One column for each step from a choice of a gene to the next, 1 where it is taken.
 
-        A layer's first choice of heads means that the layer is there. Sums of columns are ordered as architectures
+        A layer's first choice of the first dimension means that the layer is there. Sums of columns are ordered as architectures
         are: one that has more of everything takes all the steps of one that has less.
 
         Args:
-            counts: shape ``(n, 2 * layers + 1)``, of `counts`.
+            counts: shape ``(n, genes + 1)``, of `counts`.
 
         Returns:
             Shape ``(n, len(step_names))``, 0 or 1.
@@ -121,10 +123,8 @@ class Features:
     @cached_property
     def step_kinds(self) -> np.ndarray:
         """`PRESENCE`, `HEADS` or `NEURONS` for each step, shape ``(steps,)``."""
-        first = {(gene, choices[0]) for gene, choices in enumerate(self.space.heads)}
-        return np.array(
-            [PRESENCE if step in first else HEADS if step[0] < self.space.layers else NEURONS for step in self._steps]
-        )
+        first = {(gene, choices[0]) for gene, choices in enumerate(self.space.widths[0])}
+        return np.array([PRESENCE if step in first else 1 + step[0] // self.space.layers for step in self._steps])
 
     @cached_property
     def step_genes(self) -> np.ndarray:
@@ -138,7 +138,7 @@ class Features:
         sizes = np.ones(len(self._steps))
         for number, (gene, choice) in enumerate(self._steps):
             if self.step_kinds[number] != PRESENCE:
-                choices = (*self.space.heads, *self.space.ffn)[gene]
+                choices = self.space.genes[gene]
                 before = choices[choices.index(choice) - 1]
                 sizes[number] = self._share(gene, choice) - self._share(gene, before)
         for kind in (HEADS, NEURONS):
@@ -165,7 +165,7 @@ class Features:
         full = self._layer_costs(self.counts([self.space.largest]))
         columns = [costs.sum(1) / full.sum()]
         columns += [costs[:, block].sum(1) / full[:, block].sum() for block in self._blocks]
-        depths = np.array([a.depth for a in architectures]) / self.space.depths[-1]
+        depths = np.array([a.depth for a in architectures]) / self.space.largest.depth
         return np.column_stack([*columns, depths])
 
     def to_dict(self) -> dict[str, Any]:
@@ -189,10 +189,11 @@ class Features:
             UsageError: the columns are not those that this release makes of the space.
         """
         shape, importance = data["shape"], data["importance"]
+        space = SearchSpace.from_dict(data["space"])
         found = cls(
-            SearchSpace.from_dict(data["space"]),
-            None if shape is None else ModelShape(**shape),
-            None if importance is None else UnitScores.from_dict(importance),
+            space,
+            None if shape is None else shape_from_dict(shape),
+            None if importance is None else UnitScores.from_dict(importance, space.dimensions),
         )
         if (data["counts"], data["steps"], data["sums"]) != (found.count_names, found.step_names, found.sum_names):
             raise UsageError("its features are not those of its space")
@@ -200,32 +201,49 @@ class Features:
 
     @cached_property
     def _steps(self) -> list[tuple[int, int]]:
-        """Gene (a column of `counts`) and the choice that it reaches. A layer's first MLP width comes with the layer."""
-        heads = [(gene, choice) for gene, choices in enumerate(self.space.heads) for choice in choices]
+        """Gene (a column of `counts`) and the choice that it reaches. A layer's first choices come with the layer."""
         first = self.space.layers
-        return heads + [(first + i, choice) for i, choices in enumerate(self.space.ffn) for choice in choices[1:]]
+        return [
+            (gene, choice)
+            for gene, choices in enumerate(self.space.genes)
+            for choice in (choices if gene < first else choices[1:])
+        ]
 
     @cached_property
     def _blocks(self) -> list[np.ndarray]:
         """The layers of the largest network in up to three runs."""
-        kept = np.array(self.space.kept_layers(self.space.depths[-1]))
+        kept = np.array(self.space.kept_layers(self.space.largest.depths))
         return np.array_split(kept, min(3, len(kept)))
 
     def _share(self, gene: int, count: int) -> float:
         """Of the units that a gene keeps at most (or of their importance), what the first `count` are."""
-        most = (*self.space.heads, *self.space.ffn)[gene][-1]
+        most = self.space.genes[gene][-1]
         if self.importance is not None:
-            scores = (*self.importance.heads, *self.importance.ffn)[gene][:most]
+            scores = self.importance.genes[gene][:most]
             if sum(scores) > 0:  # units that all score nothing are all alike
                 return sum(scores[:count]) / sum(scores)
         return count / most
 
     def _layer_costs(self, counts: np.ndarray) -> np.ndarray:
-        """Multiply-accumulates of each layer, or what stands for them, shape ``(n, layers)``."""
-        layers = self.space.layers
+        """Multiply-accumulates of each layer, or what stands for them, shape ``(n, layers)``; without what a layer costs
+        whatever it keeps."""
+        each, pair = self._unit_costs
+        kept = counts[:, : each.size].reshape(len(counts), *each.shape)
+        return np.asarray((kept * (each + kept * pair)).sum(1))
+
+    @cached_property
+    def _unit_costs(self) -> tuple[np.ndarray, np.ndarray]:
+        """What a unit costs, and a pair of them, both of shape ``(dimensions, layers)``."""
+        space = self.space
         if self.shape is None:
-            head_cost, neuron_cost = 1 / max(self.space.head_choices), 2 / max(self.space.ffn_choices)
-        else:
-            one, head, neuron = (count_macs(self.shape, Architecture.uniform(1, *c)) for c in ((1, 1), (2, 1), (1, 2)))
-            head_cost, neuron_cost = head - one, neuron - one
-        return np.asarray(counts[:, :layers] * head_cost + counts[:, layers : 2 * layers] * neuron_cost)
+            most = [[max(c) for c, n in zip(space.stage_choices(d), space.stages, strict=True) for _ in range(n)]
+                    for d in range(len(space.dimensions))]  # fmt: skip
+            # A second dimension, the MLP, costs twice what the first does.
+            each = (1 + np.arange(len(most)))[:, None] / np.array(most)
+            return each, np.zeros_like(each)
+        costs = [
+            self.shape.macs_of(stage, first=not place)
+            for stage, layers in enumerate(space.stages)
+            for place in range(layers)
+        ]
+        return tuple(np.array([getattr(c, name) for c in costs], float).T for name in ("each", "pair"))  # type: ignore[return-value]

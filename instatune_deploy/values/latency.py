@@ -6,7 +6,8 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import pydantic
@@ -14,10 +15,12 @@ import pydantic
 from instatune_deploy.errors import TableError, UsageError
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.faults import first_fault
-from instatune_deploy.values.space import Architecture, SearchSpace
+from instatune_deploy.values.space import TRANSFORMER, Architecture, LayerChoice, SearchSpace
 from instatune_deploy.values.trees import evaluate, problem
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+#: What of a transformer's layers the tables of schema 2 name, and where.
+_SCHEMA_2 = {"heads": "attention_ms", "ffn": "ffn_ms"}
 PERCENTILES = ("p50", "p90", "p99")
 #: The feature that counts layers unlike the one before.
 SWITCH = "switch"
@@ -111,8 +114,9 @@ class Estimate:
 class LatencyTable:
     """Latency of every architecture whose choices are in the table.
 
-    ``fixed + sum over layers(attention[heads] + ffn[width]) + switch * (layers that differ from the one before)``:
-    a network of unequal layers is slower than equal ones suggest, for buffers and kernels are reused less. Where
+    ``fixed + sum over layers(cost[heads] + cost[width]) + switch * (layers that differ from the one before)``:
+    a network of unequal layers is slower than equal ones suggest, for buffers and kernels are reused less. The layers of
+    each stage have costs of their own, and so has the first of them where there are several stages. Where
     `trees` (of the features in `features`) lowered the error in cross-validation, times one plus what they say.
 
     Estimates are predictions of the label, which is a network's level on this machine when it is at its fastest
@@ -126,8 +130,8 @@ class LatencyTable:
     deployment: Deployment
     signature: str
     fixed_ms: float
-    attention_ms: dict[int, float]
-    ffn_ms: dict[int, float]
+    layer_ms: dict[str, float]
+    """What each choice adds to a layer, by the names of `features`, such as ``heads=12``."""
     switch_ms: float
     trees: tuple[Any, ...]
     fit: str
@@ -151,12 +155,14 @@ class LatencyTable:
     heldout_s: float
     raw_sha256: str | None
     """SHA-256 of the file with every run that lies beside the table; None where none was kept."""
+    dimensions: tuple[str, ...] = TRANSFORMER
+    """What the choices of a layer count."""
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         if self.schema_version != SCHEMA_VERSION:
             raise ValueError(f"schema_version: is {self.schema_version}, this release reads {SCHEMA_VERSION}")
-        for name in ("fixed_ms", "switch_ms", "attention_ms", "ffn_ms", "percentile_ratio", "interval_pct"):
+        for name in ("fixed_ms", "switch_ms", "layer_ms", "percentile_ratio", "interval_pct"):
             value = getattr(self, name)
             if not all(math.isfinite(number) for number in (value.values() if isinstance(value, dict) else [value])):
                 raise ValueError(f"{name}: holds a number that is not finite")
@@ -164,9 +170,9 @@ class LatencyTable:
             raise ValueError("percentile_ratio, interval_pct: must name label, p50, p90 and p99")
         for group in ("samples", "heldout"):
             for number, sample in enumerate(getattr(self, group)):
-                for field in ("label_ms", "p50_ms", "p90_ms", "p99_ms"):
-                    if not (math.isfinite(getattr(sample, field)) and getattr(sample, field) > 0):
-                        raise ValueError(f"{group}.{number}.{field}: holds a latency that is not a positive number")
+                for name in ("label_ms", "p50_ms", "p90_ms", "p99_ms"):
+                    if not (math.isfinite(getattr(sample, name)) and getattr(sample, name) > 0):
+                        raise ValueError(f"{group}.{number}.{name}: holds a latency that is not a positive number")
         for tree in self.trees:
             if wrong := problem(tree):
                 raise ValueError(f"trees: one {wrong}")
@@ -177,17 +183,20 @@ class LatencyTable:
         Raises:
             TableError: the table lacks an entry that the architecture needs; nothing is extrapolated.
         """
-        missing = self.missing(architecture)
-        if missing:
-            raise TableError(
-                f"latency table {self.target}/{self.deployment.name} has no entry for {', '.join(missing)}"
-            )
-        total = sum_costs_ms(architecture, self.fixed_ms, self.attention_ms, self.ffn_ms, self.switch_ms, self.trees)
+        try:
+            total = self._costs.of(architecture)
+        except (KeyError, ValueError):
+            missing = ", ".join(self.missing(architecture))
+            raise TableError(f"latency table {self.target}/{self.deployment.name} has no entry for {missing}") from None
         if percentile is None:
             return total
         if percentile not in self.percentile_ratio:
             raise TableError(f"unknown percentile {percentile!r}; known: {', '.join(self.percentile_ratio)}")
         return total * self.percentile_ratio[percentile]
+
+    @cached_property
+    def _costs(self) -> CostsMs:
+        return CostsMs(self.fixed_ms, self.layer_ms, self.switch_ms, self.trees, self.dimensions)
 
     def estimate(self, architecture: Architecture, percentile: str | None = None) -> Estimate:
         """Predicted latency in ms with the interval that 95% of networks are in; see `estimate_ms`."""
@@ -198,11 +207,12 @@ class LatencyTable:
     def missing(self, wanted: Architecture | SearchSpace) -> list[str]:
         """The entries, such as ``heads=7`` or ``ffn=640``, that `wanted` needs and the table lacks."""
         if isinstance(wanted, SearchSpace):
-            heads, ffn = set(wanted.head_choices), set(wanted.ffn_choices)
+            needed = feature_names(wanted)
+        elif len(wanted.layers[0]) != len(self.dimensions):
+            return [f"{len(wanted.layers[0])} counts a layer"]
         else:
-            heads, ffn = {c.heads for c in wanted.layers}, {c.ffn for c in wanted.layers}
-        lacking = [f"heads={h}" for h in sorted(heads - self.attention_ms.keys())]
-        return lacking + [f"ffn={f}" for f in sorted(ffn - self.ffn_ms.keys())]
+            needed = list(features(wanted, self.dimensions))
+        return [name for name in needed if name != SWITCH and name not in self.layer_ms]
 
     @property
     def file_name(self) -> str:
@@ -229,7 +239,7 @@ class LatencyTable:
             TableError: it is damaged or was edited; names the file and the field.
         """
         try:
-            table = pydantic.TypeAdapter(LatencyTable).validate_python(json.loads(text))
+            table = pydantic.TypeAdapter(LatencyTable).validate_python(_newest(json.loads(text)))
         except pydantic.ValidationError as error:
             raise TableError(f"{source}: {first_fault(error)}") from None
         except ValueError as error:
@@ -262,28 +272,89 @@ def raw_file(table_path: str) -> str:
     return table_path.removesuffix(".json") + ".samples.npz"
 
 
-def sum_costs_ms(
-    architecture: Architecture, fixed_ms: float, attention_ms: Mapping[int, float], ffn_ms: Mapping[int, float],
-    switch_ms: float, trees: Sequence[Any] = (),
-) -> float:  # fmt: skip
-    """Predicted latency in ms: the formula in `LatencyTable`."""
-    layers = sum(attention_ms[heads] + ffn_ms[ffn] for heads, ffn in architecture.layers)
-    total = fixed_ms + layers + switch_ms * architecture.switches
-    return total * (1 + evaluate(trees, features(architecture))) if trees else total
+def _newest(data: Any) -> Any:
+    """A table of this schema from the JSON of one of schema 2, which knew one stage of transformer layers alone."""
+    if not isinstance(data, dict) or data.get("schema_version") != 2:
+        return data
+    found = {dimension: data.get(name) for dimension, name in _SCHEMA_2.items()}
+    kept = {name: value for name, value in data.items() if name not in _SCHEMA_2.values()}
+    layer_ms: dict[str, Any] = {}
+    for dimension, costs in found.items():
+        if not isinstance(costs, dict):
+            return data  # refused for its schema
+        layer_ms.update({f"{dimension}={choice}": ms for choice, ms in costs.items()})
+    return {**kept, "layer_ms": layer_ms, "schema_version": SCHEMA_VERSION}
 
 
-def features(architecture: Architecture) -> dict[str, float]:
-    """What an estimate is made of: how many layers have each choice, and how many differ from the one before."""
+@dataclass(frozen=True)
+class CostsMs:
+    """The formula of `LatencyTable`, in ms."""
+
+    fixed: float
+    layer: Mapping[str, float]
+    switch: float
+    trees: Sequence[Any] = ()
+    dimensions: tuple[str, ...] = TRANSFORMER
+    _known: dict[Any, float] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def of(self, architecture: Architecture) -> float:
+        """Predicted latency of `architecture`.
+
+        Raises:
+            KeyError: a choice of it has no cost. ValueError: its layers have other dimensions.
+        """
+        several, total = len(architecture.depths) > 1, 0.0
+        for stage, layers in enumerate(architecture.stages):
+            for number, choice in enumerate(layers):
+                key = (stage, not number, choice) if several else choice
+                cost = self._known.get(key)
+                if cost is None:
+                    place = _place(stage, first=not number) if several else ""
+                    cost = sum(self.layer[name] for name in _names(choice, self.dimensions, place))
+                    self._known[key] = cost
+                total += cost
+        total = self.fixed + total + self.switch * architecture.switches
+        if not self.trees:
+            return total
+        return total * (1 + evaluate(self.trees, features(architecture, self.dimensions)))
+
+
+def features(architecture: Architecture, dimensions: Sequence[str] = TRANSFORMER) -> dict[str, float]:
+    """What an estimate is made of: how many layers have each choice, and how many differ from the one before.
+
+    A choice is named by its dimension, such as ``heads=12``; where there are several stages, by its layer's place too:
+    ``stage2.filters=96``, of a stage's first layer ``stage2.first.filters=96``.
+    """
     counts: dict[str, float] = {}
-    for heads, ffn in architecture.layers:
-        for name in (f"heads={heads}", f"ffn={ffn}"):
-            counts[name] = counts.get(name, 0.0) + 1
+    several = len(architecture.depths) > 1
+    for stage, layers in enumerate(architecture.stages):
+        for place, choice in enumerate(layers):
+            for name in _names(choice, dimensions, _place(stage, first=not place) if several else ""):
+                counts[name] = counts.get(name, 0.0) + 1
     return {**counts, SWITCH: float(architecture.switches)}
 
 
 def feature_names(space: SearchSpace) -> list[str]:
     """The features that any architecture of `space` may have."""
-    return [*(f"heads={h}" for h in space.head_choices), *(f"ffn={f}" for f in space.ffn_choices), SWITCH]
+    several, names = len(space.stages) > 1, dict[str, None]()
+    for stage, layers in enumerate(space.stage_layers):
+        for dimension, kind in zip(space.dimensions, space.widths, strict=True):
+            groups = [("", layers)] if not several else [
+                (_place(stage, first=True), layers[:1]), (_place(stage, first=False), layers[1:])
+            ]  # fmt: skip
+            for place, group in groups:
+                choices = sorted({count for i in group for count in kind[i]})
+                names.update(dict.fromkeys(f"{place}{dimension}={count}" for count in choices))
+    return [*names, SWITCH]
+
+
+def _names(choice: LayerChoice, dimensions: Sequence[str], place: str) -> list[str]:
+    return [f"{place}{dimension}={count}" for dimension, count in zip(dimensions, choice, strict=True)]
+
+
+def _place(stage: int, *, first: bool) -> str:
+    """A layer's place: of one stage, the first layer changes the resolution and the others are alike."""
+    return f"stage{stage + 1}.{'first.' if first else ''}"
 
 
 def table_statistics(table: LatencyTable) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from textwrap import wrap
 
 from instatune_deploy.errors import TableError, UsageError
 from instatune_deploy.values.latency import LatencyTable
-from instatune_deploy.values.space import AUTO, Architecture, SearchSpace
+from instatune_deploy.values.presets import AUTO
+from instatune_deploy.values.space import Architecture, SearchSpace
 
 #: Head counts and MLP widths, each, that tables for a proposal know. A table of so many takes 18 probes at most.
 _FINENESS = 8
@@ -87,7 +88,7 @@ class Proposal:
         """The space; until layers are ordered by importance, the last ones go first."""
         layers = len(self.heads)
         heads, ffn = (tuple(choices.counts for choices in group) for group in (self.heads, self.ffn))
-        return SearchSpace(self.depths.counts, heads, ffn, tuple(reversed(range(layers))))
+        return SearchSpace.stack(self.depths.counts, heads, ffn, tuple(reversed(range(layers))))
 
     def to_yaml(self) -> str:
         """The section `space` of a recipe, with the reasons as comments."""
@@ -140,7 +141,7 @@ def propose(full: Architecture, scores: Scores, tables: Sequence[LatencyTable], 
     rules = rules or Rules()
     grid, (heads, ffn) = probing_space(full), full.layers[0]
     _check_tables(tables, grid)
-    depth_times = _saving_time({d: Architecture.uniform(d, heads, ffn) for d in grid.depths}, tables)
+    depth_times = _saving_time({d: Architecture.uniform(d, heads, ffn) for d in grid.depths[0]}, tables)
     head_times = _saving_time({h: Architecture.uniform(full.depth, h, ffn) for h in grid.head_choices}, tables)
     ffn_times = _saving_time({f: Architecture.uniform(full.depth, heads, f) for f in grid.ffn_choices}, tables)
     return Proposal(

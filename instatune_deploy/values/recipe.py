@@ -14,7 +14,7 @@ from instatune_deploy.errors import RecipeError, UsageError, did_you_mean
 from instatune_deploy.values.budget import Budget, Limit
 from instatune_deploy.values.faults import first_fault
 from instatune_deploy.values.objectives import Objectives, parse_objectives
-from instatune_deploy.values.space import AUTO
+from instatune_deploy.values.presets import AUTO
 
 Task = Literal[
     "text-classification", "text-regression", "token-classification", "question-answering", "image-classification"

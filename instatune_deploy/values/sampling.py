@@ -6,29 +6,28 @@ import math
 import random
 from collections.abc import Collection, Iterable, Sequence
 
-from instatune_deploy.values.macs import ModelShape, count_macs
+from instatune_deploy.values.macs import NetworkShape, count_macs
 from instatune_deploy.values.space import Architecture, SearchSpace
 
 
 def warm_start(space: SearchSpace, known: Iterable[Architecture], count: int, rng: random.Random) -> list[Architecture]:
     """New architectures that make `known` up to `count`: the largest, the smallest, homogeneous and random ones.
 
-    About a quarter are homogeneous (every layer alike), spread over the space's sizes.
+    About a quarter are homogeneous (every layer of a stage alike), spread over the space's sizes.
     """
     seen = dict.fromkeys(known)
-    uniform = [
-        architecture
-        for depth in space.depths
-        for heads in space.head_choices
-        for ffn in space.ffn_choices
-        if (architecture := Architecture.uniform(depth, heads, ffn)) in space
-    ]
-    uniform.sort(
-        key=lambda a: (
-            a.depth * (a.layers[0].heads / space.head_choices[-1] + a.layers[0].ffn / space.ffn_choices[-1]),
-            str(a),
-        )
-    )
+    uniform = [architecture for architecture in space.uniform() if architecture in space]
+    most = [space.stage_choices(kind) for kind in range(len(space.dimensions))]
+
+    def size(architecture: Architecture) -> float:
+        """In full layers, by their units."""
+        stages = enumerate(architecture.stages)
+        return sum(
+            len(layers) * sum(count / of[stage][-1] for count, of in zip(layers[0], most, strict=True))
+            for stage, layers in stages
+        )  # fmt: skip
+
+    uniform.sort(key=lambda architecture: (size(architecture), str(architecture)))
     step = max(1, math.ceil(len(uniform) / max(1, count // 4)))
     wanted = dict.fromkeys([space.largest, space.smallest, *uniform[step // 2 :: step]])
     chosen = [architecture for architecture in wanted if architecture not in seen][: max(0, count - len(seen))]
@@ -54,7 +53,7 @@ def random_new(
     return fresh
 
 
-def spread_by_macs(shape: ModelShape, architectures: Iterable[Architecture], count: int) -> list[Architecture]:
+def spread_by_macs(shape: NetworkShape, architectures: Iterable[Architecture], count: int) -> list[Architecture]:
     """Up to `count` of `architectures` that are spread evenly over their order by multiply-accumulates, the ends included."""
     ordered = sorted(architectures, key=lambda a: (count_macs(shape, a), str(a)))
     if count >= len(ordered):

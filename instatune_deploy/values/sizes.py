@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from instatune_deploy.values.deployment import Deployment
-from instatune_deploy.values.macs import ModelShape, count_parameters
+from instatune_deploy.values.macs import NetworkShape, count_parameters
 from instatune_deploy.values.space import Architecture
 
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
-def file_bytes(shape: ModelShape, architecture: Architecture, deployment: Deployment) -> int:
+def file_bytes(shape: NetworkShape, architecture: Architecture, deployment: Deployment) -> int:
     """Bytes of the weights in the file that a deployment loads.
 
     ONNX Runtime's int8 files keep everything outside the layers in fp32 (the embeddings, mostly), OpenVINO's do not;
@@ -23,28 +23,24 @@ def file_bytes(shape: ModelShape, architecture: Architecture, deployment: Deploy
     return _weights(shape, architecture, inside, outside)
 
 
-def memory_bytes(shape: ModelShape, architecture: Architecture, deployment: Deployment) -> int:
+def memory_bytes(shape: NetworkShape, architecture: Architecture, deployment: Deployment) -> int:
     """Bytes that weights and the largest activations of one call need: an estimate, without what a runtime adds.
 
-    A layer's activations are largest in its attention (what goes in and comes out, queries, keys, values, and the
-    scores of every head) or in its MLP (what goes in and comes out, and the neurons). They are counted in the
-    deployment's precision, except int8, where they are kept in fp32 between products.
+    Those of the layer with the largest ones are counted, in the deployment's precision, except int8, where they are kept
+    in fp32 between products.
     """
     precision = _BYTES[deployment.precision]
     # Where embeddings stay fp32 in the file they do so in memory.
     outside = 4 if deployment.precision == "int8" and deployment.runtime == "onnxruntime" else precision
-    passed = 2 * shape.tokens * shape.hidden
     largest = max(
-        max(
-            passed + 3 * shape.tokens * heads * shape.head_size + heads * shape.tokens**2,
-            passed + shape.tokens * ffn,
-        )
-        for heads, ffn in architecture.layers
+        shape.activations_of(stage, choice, first=not place)
+        for stage, layers in enumerate(architecture.stages)
+        for place, choice in enumerate(layers)
     )
     activations = deployment.batch * largest * (4 if deployment.precision == "int8" else precision)
     return _weights(shape, architecture, precision, outside) + activations
 
 
-def _weights(shape: ModelShape, architecture: Architecture, inside: int, outside: int) -> int:
+def _weights(shape: NetworkShape, architecture: Architecture, inside: int, outside: int) -> int:
     layers = count_parameters(shape, architecture) - shape.fixed_parameters
     return inside * layers + outside * shape.fixed_parameters

@@ -79,8 +79,8 @@ class Made:
 
     def __init__(self, family: Family, fewest_heads: int, directory: Path) -> None:
         heads = tuple(tuple(count for count in layer if count >= fewest_heads) for layer in family.space.heads)
-        self.space = replace(family.space, heads=heads)
-        self.architectures = [a for a in ARCHITECTURES if min(choice.heads for choice in a.layers) >= fewest_heads]
+        self.space = replace(family.space, widths=(heads, family.space.ffn))
+        self.architectures = [a for a in ARCHITECTURES if min(choice[0] for choice in a.layers) >= fewest_heads]
         supernet = probing_supernet(family.model, self.space)
         self.family, self.directory = family, directory
         self.built: list[Architecture] = []

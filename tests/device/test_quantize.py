@@ -13,10 +13,12 @@ import onnxruntime
 import openvino
 import pytest
 
+from instatune_deploy.device.lowering.onnx import export_onnx
 from instatune_deploy.device.lowering.quantize import quantize_onnx_dynamic, quantize_onnx_static, quantize_openvino
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.errors import ArtifactError
 from instatune_deploy.values.target import Deployment
+from tests.helpers import make_family
 
 Samples = list[dict[str, np.ndarray]]
 
@@ -173,3 +175,16 @@ def test_a_network_without_products_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="nothing that can be quantised"):
         quantize_onnx_dynamic(tmp_path / "model.onnx", tmp_path / "model_int8.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_network_of_convolutions_computes_them_in_int8(tmp_path: Path) -> None:
+    """ONNX Runtime does so where their outputs are quantised as well."""
+    family = make_family("resnet")
+    export_onnx(family.model, family.inputs, tmp_path / "model.onnx")
+    made = [{name: value.numpy() for name, value in family.inputs.items()}]
+    quantize_onnx_static(tmp_path / "model.onnx", tmp_path / "int8.onnx", made)
+    convolutions = Counter(node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node)["Conv"]
+    found = optimised_operations(tmp_path / "int8.onnx", tmp_path)
+    assert convolutions > 5
+    assert (found["QLinearConv"], found["Conv"]) == (convolutions, 0)
+    assert_near(tmp_path / "int8.onnx", tmp_path / "model.onnx", "onnxruntime", made)

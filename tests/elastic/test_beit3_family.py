@@ -11,11 +11,11 @@ from instatune_deploy.elastic.models.beit3 import Beit3Config, Beit3ForImageClas
 from instatune_deploy.elastic.optimizer import RateSettings, parameter_groups
 from instatune_deploy.elastic.pretrained import space_for
 from instatune_deploy.elastic.probing import longest_text, random_model, synthetic_inputs
-from instatune_deploy.elastic.subnetwork import model_shape
+from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.values.macs import count_macs, count_parameters
 from instatune_deploy.values.space import Architecture, SearchSpace
-from tests.helpers import Family, make_family
+from tests.helpers import Family, all_scores, make_family
 
 #: Of BEiT-3 base at 224x224 pixels with 1000 classes, as InstaTune (arXiv 2308.15609) gives them.
 PUBLISHED_MACS = 17.62e9
@@ -53,7 +53,7 @@ def test_the_papers_space_is_the_preset() -> None:
 
 def test_norms_are_over_what_a_subnetwork_keeps(family: Family, supernet: Supernet) -> None:
     architecture = Architecture.parse("2L[1-16 3-48]")
-    kept = family.space.kept_layers(2)
+    kept = family.space.kept_layers((2,))
     found: dict[str, Tensor] = {}
     with torch.no_grad():
         for index in kept:
@@ -67,7 +67,7 @@ def test_norms_are_over_what_a_subnetwork_keeps(family: Family, supernet: Supern
     assert len(found) == 8
     for key, normed in found.items():
         choice = architecture.layers[int(key[0])]
-        assert normed.shape[-1] == (choice.heads * 8 if "attn" in key else choice.ffn), key
+        assert normed.shape[-1] == (choice[0] * 8 if "attn" in key else choice[1]), key
         assert torch.allclose(normed.mean(-1), torch.zeros(()), atol=1e-5), key
         assert torch.allclose(normed.var(-1, unbiased=False), torch.ones(()), atol=0.05), key
     network = supernet.extract(architecture)
@@ -97,11 +97,11 @@ def test_experts_are_scored_and_sorted_together(family: Family, supernet: Supern
         for expert in (experts.A, experts.B)
     ]  # fmt: skip
     assert all(scores.abs().max() > 1e-4 for scores in alone)
-    assert torch.allclose(before.ffn[1], (alone[0] + alone[1]).abs(), atol=1e-6)
+    assert torch.allclose(before.units[1][0][1], (alone[0] + alone[1]).abs(), atol=1e-6)
     sort_by_importance(supernet, before)
     assert torch.allclose(model(**family.inputs).logits, expected, atol=1e-5)
     after = first_order_importance(supernet, [labelled])
-    for unsorted, found in zip((*before.heads, *before.ffn), (*after.heads, *after.ffn), strict=True):
+    for unsorted, found in zip(all_scores(before), all_scores(after), strict=True):
         assert torch.allclose(found, unsorted.sort(descending=True).values, atol=1e-4)
 
 

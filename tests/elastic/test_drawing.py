@@ -34,7 +34,7 @@ def test_networks_depend_on_seed_and_step_alone(sampling: str) -> None:
 
 def test_uniform_draws_every_depth() -> None:
     draws = drawer()
-    assert {draws.at(step, 0)[0].depth for step in range(300)} == set(SPACE.depths)
+    assert {draws.at(step, 0)[0].depth for step in range(300)} == set(SPACE.depths[0])
 
 
 def test_the_sandwich_trains_the_smallest_every_step_or_every_other() -> None:
@@ -76,7 +76,7 @@ def test_buckets_hold_deep_narrow_and_shallow_wide_networks() -> None:
 def test_the_space_widens(sampling: str) -> None:
     draws = drawer(subnetworks=2, sampling=sampling, widen_epochs=2)
     assert draws.at(0, 0.0) == [SPACE.largest] * 2
-    assert draws.space_at(1.0).depths == (4, 5, 6)
+    assert draws.space_at(1.0).depths == ((4, 5, 6),)
     assert {a for step in range(50) for a in draws.at(step, 1.0)} <= set(draws.space_at(1.0))
     assert draws.space_at(2.0) is SPACE
     assert SPACE.smallest in {a for step in range(2000) for a in draws.at(step, 2.5)} or sampling != "sandwich"
@@ -94,18 +94,15 @@ def test_around_the_front_better_networks_of_a_size_are_drawn_more_often() -> No
 
     def excess(architecture: Architecture) -> float:
         """Heads of the first layer matter, nothing else does."""
-        heads = dict(zip(SPACE.kept_layers(architecture.depth), architecture.layers, strict=True))
-        return 1.0 - (heads[0].heads / 12 if 0 in heads else 0.0) + rng.gauss(0, 0.05)
+        heads = dict(zip(SPACE.kept_layers(architecture.depths), architecture.layers, strict=True))
+        return 1.0 - (heads[0][0] / 12 if 0 in heads else 0.0) + rng.gauss(0, 0.05)
 
     seen = []
     for step in range(400):
         drawn = draws.at(step, 0)
         draws.learn(drawn, [excess(a) for a in drawn])
         seen.append(drawn[0])
-    assert (
-        sum(a.layers[0].heads == 12 for a in seen[200:])
-        > 1.5 * sum(a.layers[0].heads == 12 for a in seen[:64]) * 200 / 64
-    )
+    assert sum(a.layers[0][0] == 12 for a in seen[200:]) > 1.5 * sum(a.layers[0][0] == 12 for a in seen[:64]) * 200 / 64
     copy = drawer(sampling="front")
     copy.restore(draws.state())
     assert [copy.at(step, 0) for step in range(400, 420)] == [draws.at(step, 0) for step in range(400, 420)]
@@ -116,7 +113,7 @@ def test_the_loss_model_learns_which_choices_cost() -> None:
     model = LossModel(SPACE)
     networks = [SPACE.sample_one(rng) for _ in range(400)]
     for network in networks:
-        model.add(network, 0.1 * (6 - network.depth) + 0.01 * sum(c.heads < 12 for c in network.layers))
+        model.add(network, 0.1 * (6 - network.depth) + 0.01 * sum(c[0] < 12 for c in network.layers))
     model.add(networks[0], float("nan"))
     assert model.seen == 400
     deep, shallow = Architecture.uniform(6, 12, 1536), Architecture.uniform(3, 12, 1536)

@@ -143,7 +143,7 @@ def test_a_network_alone_learns_from_its_teacher(tmp_path: Path) -> None:
         for parameter in teacher.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     network = Supernet(family.model, family.space).extract(family.space.smallest)
-    kept = family.space.kept_layers(family.space.depths[0])
+    kept = family.space.kept_layers(family.space.smallest.depths)
     trainer = DistillingTrainer(
         network, ElasticLoss(alpha=0.0, gamma="on", hidden_weight=1.0, attention_weight=1.0), teacher, kept=kept,
         args=arguments(tmp_path), train_dataset=rows(), data_collator=default_data_collator,

@@ -20,7 +20,7 @@ from instatune_deploy.benching import bench_artifact, parse_deployment
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.benchmark_app import find_benchmark_app
 from instatune_deploy.elastic.probing import synthetic_inputs
-from instatune_deploy.elastic.subnetwork import model_shape
+from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.stages import bench as stage
 from instatune_deploy.stages.bench import Estimate, neighbour_ratio
 from instatune_deploy.stages.export import export

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from instatune_deploy import verifying
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.elastic.probing import synthetic_inputs
-from instatune_deploy.elastic.subnetwork import model_shape
+from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import TargetError
 from instatune_deploy.pipeline import open_run

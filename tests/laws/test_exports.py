@@ -31,7 +31,7 @@ for d in map(pathlib.Path, sys.argv[1:]):
 #: Variants whose graphs have what those of their family's row have not.
 EXPORTED = [
     "deberta with projections of positions", "deit with a distillation head", "beit with absolute positions",
-    "beit3 with questions",
+    "beit3 with questions", "resnet with bottlenecks",
 ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -20,8 +21,7 @@ from instatune_deploy.elastic.importance import (
     sort_by_importance,
 )
 from instatune_deploy.elastic.supernet import Supernet, load_supernet, save_supernet
-from instatune_deploy.values.space import SearchSpace
-from tests.helpers import FAMILIES, Family, make_family
+from tests.helpers import FAMILIES, Family, all_scores, make_family
 
 pytestmark = pytest.mark.parametrize("name", list(FAMILIES))
 
@@ -79,16 +79,17 @@ def test_running_subnetworks_leaves_the_full_network_as_it_was(family: Family, s
 
 def test_subnetworks_are_views_and_gradients_land_in_the_shared_weights(family: Family, supernet: Supernet) -> None:
     smallest = family.space.smallest
-    storages = {parameter.untyped_storage().data_ptr() for parameter in family.model.parameters()}
+    own = (*family.model.parameters(), *family.model.buffers())
+    storages = {tensor.untyped_storage().data_ptr() for tensor in own}
     assert {view.untyped_storage().data_ptr() for view in supernet.views(smallest).values()} <= storages
     supernet(family.inputs, [smallest])[0].logits.sum().backward()
-    kept = family.space.kept_layers(smallest.depth)
+    kept = family.space.kept_layers(smallest.depths)
     for index, layer in enumerate(supernet.layers):
-        gradient = attrgetter(supernet.map.ffn[0].parameter)(layer).grad
+        gradient = attrgetter(supernet.map.dimensions[-1].axes[0].parameter)(layer).grad
         if index not in kept:
             assert gradient is None
             continue
-        width = smallest.layers[kept.index(index)].ffn
+        width = smallest.layers[kept.index(index)][-1]
         assert gradient[:width].abs().sum() > 0
         assert gradient[width:].abs().sum() == 0
 
@@ -122,29 +123,32 @@ def test_sorting_changes_no_output_and_puts_important_units_first(family: Family
     after = first_order_importance(supernet, [labelled])
     assert torch.allclose(model(**family.inputs).logits, expected, atol=1e-5)
     assert any(not torch.equal(old, new) for old, new in zip(weights, model.parameters(), strict=True))
-    for unsorted, found in zip((*before.heads, *before.ffn), (*after.heads, *after.ffn), strict=True):
+    for unsorted, found in zip(all_scores(before), all_scores(after), strict=True):
         assert torch.allclose(found, unsorted.sort(descending=True).values, atol=1e-4)
 
 
 def test_the_layer_whose_absence_costs_least_goes_first(family: Family) -> None:
-    space = SearchSpace.homogeneous(4, [2, 3, 4], [4], [48])
+    full = Supernet(family.model, family.space).full
+    widths = tuple(tuple((count,) for count in kind) for kind in zip(*full.layers, strict=True))
+    order = tuple(i for i in range(4) if i in family.space.drop_order or len(full.depths) == 1)
+    space = replace(family.space, widths=widths, drop_order=order)
     supernet = Supernet(family.model, space)
     labelled = {**family.inputs, "labels": torch.tensor([0, 1, 2])}
-    order = layer_drop_order(supernet, [labelled])
+    found = layer_drop_order(supernet, [labelled])
     supernet(labelled, [supernet.full])[0].loss.backward()  # nothing that it left behind keeps training from going on
 
     def loss_without(*dropped: int) -> float:
-        rest = [i for i in range(4) if i not in dropped]
-        alone = Supernet(family.model, SearchSpace((4 - len(dropped),), ((4,),) * 4, ((48,),) * 4, (*dropped, *rest)))
+        depths = tuple((sum(i not in dropped for i in layers),) for layers in space.stage_layers)
+        alone = Supernet(family.model, replace(space, depths=depths, drop_order=dropped))
         with torch.inference_mode():
             return float(alone.eval()(labelled, [alone.space.largest])[0].loss)
 
-    first = {i: loss_without(i) for i in range(4)}
-    second = {i: loss_without(order[0], i) for i in range(4) if i != order[0]}
-    assert order[0] == min(first, key=first.__getitem__)
-    assert order[1] == min(second, key=second.__getitem__)
-    assert sorted(order) == [0, 1, 2, 3]
-    expected = {4: loss_without(), 3: first[order[0]], 2: second[order[1]]}
+    first = {i: loss_without(i) for i in order}
+    second = {i: loss_without(found[0], i) for i in order if i != found[0]}
+    assert found[0] == min(first, key=first.__getitem__)
+    assert found[1] == min(second, key=second.__getitem__)
+    assert sorted(found) == sorted(order)
+    expected = {4: loss_without(), 3: first[found[0]], 2: second[found[1]]}
     assert layer_drops(supernet, [labelled]).losses == pytest.approx(expected)
 
 

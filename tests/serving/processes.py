@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from instatune_deploy.data.processor import Processor
-from instatune_deploy.elastic.subnetwork import model_shape
+from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.stages.export import Artifact, export
 from instatune_deploy.values.deployment import Deployment

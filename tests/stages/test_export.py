@@ -15,7 +15,7 @@ from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.lowering.onnx import OPSET
 from instatune_deploy.device.lowering.signature import read_signature
 from instatune_deploy.device.runtimes.base import get_runtime
-from instatune_deploy.elastic.subnetwork import model_shape
+from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import ArtifactError, UsageError
 from instatune_deploy.stages import export as stage

@@ -22,7 +22,8 @@ from instatune_deploy.stages.predict.process import GaussianProcess
 from instatune_deploy.values.features import Features, UnitScores
 from instatune_deploy.values.front import Evaluation
 from instatune_deploy.values.macs import ModelShape
-from instatune_deploy.values.space import Architecture, SearchSpace, preset
+from instatune_deploy.values.presets import preset
+from instatune_deploy.values.space import Architecture, SearchSpace
 
 RECORDS = Path(__file__).parents[2].parent / "shared" / "data" / "records" / "bert_base_sst2.jsonl"
 SPACE = SearchSpace.homogeneous(4, [2, 3, 4], [2, 4], [64, 128, 256])
@@ -147,14 +148,14 @@ def test_evaluations_of_one_architecture_are_averaged() -> None:
 
 
 def test_a_space_of_one_depth_and_uneven_layers_is_predicted() -> None:
-    space = SearchSpace((3,), ((2, 4), (4,), (1, 2, 3)), ((64,), (32, 64), (16, 48, 64)), ())
+    space = SearchSpace.stack((3,), ((2, 4), (4,), (1, 2, 3)), ((64,), (32, 64), (16, 48, 64)), ())
     fitted = fit_predictor(space, evaluate(space.sample(20, seed=0), noise=0), seed=0, monotone=False)
     assert fitted.quality.kendall_tau > 0.5
     assert fitted.predict(list(space)).shape == (space.size,)
 
 
 def test_importance_and_shape_are_kept(tmp_path: Path) -> None:
-    scores = UnitScores(((8, 1, 1, 0),) * 4, (tuple(range(256, 0, -1)),) * 4)
+    scores = UnitScores((((8, 1, 1, 0),) * 4, (tuple(range(256, 0, -1)),) * 4))
     shape = ModelShape("bert", 64, 16, 4, 4, 256, 8, fixed_macs=0, fixed_parameters=0)
     evaluations = evaluate(SPACE.sample(30, seed=0))
     fitted = fit_predictor(SPACE, evaluations, seed=0, monotone=False, shape=shape, importance=scores)
@@ -163,7 +164,7 @@ def test_importance_and_shape_are_kept(tmp_path: Path) -> None:
     plain = fit_predictor(SPACE, evaluations, seed=0, monotone=False)
     assert not np.array_equal(fitted.predict(list(SPACE)), plain.predict(list(SPACE)))
     with pytest.raises(UsageError, match="3 layers, the space has 4"):
-        fit_predictor(SPACE, evaluations, seed=0, importance=UnitScores(((1,) * 4,) * 3, ((1,) * 256,) * 3))
+        fit_predictor(SPACE, evaluations, seed=0, importance=UnitScores((((1,) * 4,) * 3, ((1,) * 256,) * 3)))
 
 
 # -- precisions --------------------------------------------------------------------------------------------------------

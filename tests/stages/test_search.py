@@ -41,6 +41,11 @@ TWO = parse_objectives(["metric", "macs"])
 MakeTable = Callable[..., LatencyTable]
 
 
+def layers_ms(table: LatencyTable, dimension: str, ms: float) -> dict[str, float]:
+    """The costs of a table's layers, all choices of a dimension alike."""
+    return {name: ms if name.startswith(dimension) else own for name, own in table.layer_ms.items()}
+
+
 def metric(architecture: Architecture) -> float:
     """More is better, less so later, and early layers want heads while late ones want neurons."""
     gain = sum(h / (i + 2) + f * (i + 1) / 1024 for i, (h, f) in enumerate(architecture.layers))
@@ -250,9 +255,9 @@ def test_without_evaluations_to_come_the_front_says_what_is_predicted(
 
 def test_one_search_serves_several_targets_and_evaluates_nothing_twice(make_table: MakeTable) -> None:
     """On one target heads are what costs time, on the other neurons are."""
-    slow_heads = replace(make_table(SPACE), ffn_ms=dict.fromkeys(SPACE.ffn_choices, 0.01), fixed_ms=0.0)
+    slow_heads = replace(make_table(SPACE), layer_ms=layers_ms(make_table(SPACE), "ffn", 0.01), fixed_ms=0.0)
     slow_ffn = replace(
-        make_table(SPACE), target="other", attention_ms=dict.fromkeys(SPACE.head_choices, 0.01), fixed_ms=0.0
+        make_table(SPACE), target="other", layer_ms=layers_ms(make_table(SPACE), "heads", 0.01), fixed_ms=0.0
     )
     objectives = parse_objectives(["metric", "latency"])
     goals = [goal_of([slow_heads], objectives=objectives), goal_of([slow_ffn], objectives=objectives)]

@@ -16,7 +16,7 @@ from instatune_deploy.values.macs import ModelShape, count_macs
 from instatune_deploy.values.space import Architecture, SearchSpace
 
 SPACE = SearchSpace.homogeneous(4, [2, 3, 4], [2, 4], [64, 128, 256])
-UNEVEN = SearchSpace((1, 2), ((1, 3), (2,), (4,)), ((8,), (8, 16), (4, 8, 24)), (1, 0))
+UNEVEN = SearchSpace.stack((1, 2), ((1, 3), (2,), (4,)), ((8,), (8, 16), (4, 8, 24)), (1, 0))
 
 
 def test_counts_are_the_encoding_and_the_depth() -> None:
@@ -63,7 +63,7 @@ def test_steps_of_a_kind_count_one_in_the_mean() -> None:
 
 
 def test_steps_are_as_large_as_the_importance_they_capture() -> None:
-    scores = UnitScores(((6, 2, 1, 1),) * 4, ((1.0,) * 256,) * 2 + ((1.0,) * 128 + (0.0,) * 128,) * 2)
+    scores = UnitScores((((6, 2, 1, 1),) * 4, ((1.0,) * 256,) * 2 + ((1.0,) * 128 + (0.0,) * 128,) * 2))
     features = Features(SPACE, importance=scores)
     sizes = dict(zip(features.step_names, features.step_sizes, strict=True))
     assert sizes["heads_0>=4"] == pytest.approx(1)  # alike in all layers
@@ -73,7 +73,7 @@ def test_steps_are_as_large_as_the_importance_they_capture() -> None:
 
 
 def test_units_that_score_nothing_are_all_alike() -> None:
-    nothing = UnitScores(((0,) * 4,) * 4, ((0,) * 256,) * 4)
+    nothing = UnitScores((((0,) * 4,) * 4, ((0,) * 256,) * 4))
     assert Features(SPACE, importance=nothing).step_sizes.tolist() == Features(SPACE).step_sizes.tolist()
 
 
@@ -90,7 +90,7 @@ def test_sums_are_shares_of_the_largest_network() -> None:
 
 def test_features_survive_json() -> None:
     shape = ModelShape("bert", 64, 16, 4, 4, 256, 8, fixed_macs=10**5, fixed_parameters=0)
-    scores = UnitScores(((3, 2, 1, 0.5),) * 4, ((1.0,) * 256,) * 4)
+    scores = UnitScores((((3, 2, 1, 0.5),) * 4, ((1.0,) * 256,) * 4))
     for features in (Features(SPACE), Features(SPACE, shape, scores)):
         assert Features.from_dict(json.loads(json.dumps(features.to_dict()))) == features
     changed = {**Features(SPACE).to_dict(), "steps": []}
@@ -102,11 +102,11 @@ def test_features_survive_json() -> None:
     ("heads", "ffn", "message"),
     [
         (((1,) * 4,) * 3, ((1,) * 256,) * 4, "heads of 3 layers, the space has 4"),
-        (((1,) * 4,) * 4, ((1,) * 100,) * 4, "100 neurons of layer 0, the space keeps up to 256"),
+        (((1,) * 4,) * 4, ((1,) * 100,) * 4, "100 ffn of layer 0, the space keeps up to 256"),
         (((-1,) * 4,) * 4, ((1,) * 256,) * 4, "not negative"),
         (((float("nan"),) * 4,) * 4, ((1,) * 256,) * 4, "finite"),
     ],
 )
 def test_importance_that_does_not_fit_is_refused(heads: tuple, ffn: tuple, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Features(SPACE, importance=UnitScores(heads, ffn))
+        Features(SPACE, importance=UnitScores((heads, ffn)))

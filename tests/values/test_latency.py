@@ -90,7 +90,7 @@ def test_a_table_round_trips(
         (("percentile_ratio", "p90"), float("inf"), "percentile_ratio: .*finite"),
         (("interval_pct",), {"label": 1.0}, "interval_pct"),
         (("trees",), [{"feature": "switch"}], "trees: one is neither"),
-        (("attention_ms", "x"), 1.0, "attention_ms"),
+        (("layer_ms", "heads=6"), "slow", "layer_ms"),
         (("heldout",), [{"architecture": "1L[1-1]"}], "heldout.0"),
         (("colour",), "red", "colour"),
         (("schema_version",), 99, "schema_version: is 99"),
@@ -108,6 +108,20 @@ def test_a_damaged_table_names_file_and_field(make_table: MakeTable, path: tuple
         LatencyTable.from_json(json.dumps(data), "tables/a.json")
     assert str(caught.value).startswith("tables/a.json: ")
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_of_schema_2_reads_as_what_it_meant(make_table: MakeTable) -> None:
+    table = make_table(SPACE)
+    data = json.loads(table.to_json())
+    for dimension, name in (("heads", "attention_ms"), ("ffn", "ffn_ms")):
+        costs = ((key.split("="), ms) for key, ms in table.layer_ms.items())
+        data[name] = {count: ms for (kind, count), ms in costs if kind == dimension}
+    del data["layer_ms"], data["dimensions"]
+    written = json.dumps({**data, "schema_version": 2})
+    assert LatencyTable.from_json(written) == table
+    del data["ffn_ms"]
+    with pytest.raises(TableError, match="layer_ms"):
+        LatencyTable.from_json(json.dumps({**data, "schema_version": 2}))
 
 
 def test_a_truncated_file_is_refused(make_table: MakeTable) -> None:

@@ -39,10 +39,11 @@ def scores(heads: Sequence[Sequence[float]], losses: dict[int, float] = LOSSES) 
 def with_steps(table: LatencyTable, heads_ms: Sequence[float], ffn_ms: Sequence[float]) -> LatencyTable:
     """A table whose entries rise by these steps."""
 
-    def entries(counts: Sequence[int], steps_ms: Sequence[float]) -> dict[int, float]:
-        return {count: 5 + sum(steps_ms[: number + 1]) for number, count in enumerate(counts)}
+    def entries(name: str, counts: Sequence[int], steps_ms: Sequence[float]) -> dict[str, float]:
+        return {f"{name}={count}": 5 + sum(steps_ms[: number + 1]) for number, count in enumerate(counts)}
 
-    return replace(table, attention_ms=entries(GRID.head_choices, heads_ms), ffn_ms=entries(GRID.ffn_choices, ffn_ms))
+    heads, ffn = entries("heads", GRID.head_choices, heads_ms), entries("ffn", GRID.ffn_choices, ffn_ms)
+    return replace(table, layer_ms={**heads, **ffn})
 
 
 def saved_pct(table: LatencyTable, smaller: Architecture, larger: Architecture) -> float:
@@ -58,7 +59,7 @@ def test_a_proposed_space_is_valid_small_and_holds_the_full_network(
     assert space.largest == FULL
     assert all(len(choices) <= 4 for choices in (*space.heads, *space.ffn))
     assert all(table.missing(space) == [] for table in tables)
-    assert set(space.depths) <= set(GRID.depths)
+    assert set(space.depths[0]) <= set(GRID.depths[0])
     assert propose(FULL, scores(heads), tables[::-1]).space == space
 
 
@@ -120,7 +121,7 @@ def test_a_depth_stays_as_long_as_its_loss_is_within_bounds(
     by_depth = dict(enumerate(losses, start=1))
     space = propose(FULL, scores([[1] * 12], by_depth), [make_table(GRID)], Rules(lost_by_depth=share)).space
     limit = by_depth[6] + share * max(0.0, by_depth[1] - by_depth[6])
-    assert set(space.depths) == {depth for depth in GRID.depths if depth == 6 or by_depth[depth] <= limit}
+    assert set(space.depths[0]) == {depth for depth in GRID.depths[0] if depth == 6 or by_depth[depth] <= limit}
 
 
 def test_choices_lie_where_importance_falls_fastest_for_the_time_it_saves(make_table: MakeTable) -> None:
@@ -156,7 +157,7 @@ def test_the_section_says_why_line_by_line_and_reads_back(make_table: MakeTable)
     assert "  # Loss before training 2: 0.500" in text
     assert "  # Latency with so many neurons in every layer, of the full network's: 192: 59%" in text
     section = SpaceSection.model_validate(yaml.safe_load(text)["space"])
-    found = SearchSpace(tuple(section.depths), section.heads, section.ffn, proposal.space.drop_order)  # type: ignore[arg-type]
+    found = SearchSpace.stack(tuple(section.depths), section.heads, section.ffn, proposal.space.drop_order)  # type: ignore[arg-type]
     assert found == proposal.space
 
 

@@ -60,7 +60,9 @@ def quantize_onnx_static(
     """Write `source` to `destination` with int8 weights and activations whose ranges `calibration` shows (QDQ format).
 
     For images, whose activations keep their ranges. Inputs of matrix products and convolutions are quantised, their
-    outputs are not: ONNX Runtime then adds biases in fp32, which is more accurate and 5% faster on ViT-S.
+    outputs are not: ONNX Runtime then adds biases in fp32, which is more accurate and 5% faster on ViT-S. In networks of
+    convolutions outputs are quantised as well, and all that stands between: ONNX Runtime computes convolutions in int8 only
+    so. On a ResNet of 9 layers that halved the time of fp32; with fp32 outputs it took a seventh longer than fp32.
 
     Args:
         source: an fp32 ONNX file with its weights inside.
@@ -73,7 +75,9 @@ def quantize_onnx_static(
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    quantized_ops = [*_MATRIX_OPS, "Conv"]
+    quantized_ops: list[str] | None = [*_MATRIX_OPS, "Conv"]
+    if _convolutional(source):
+        quantized_ops = None  # all that there is a quantised form of
     with _onnx_draft(source, destination, calibration) as (readable, draft):
         quantize_static(
             readable,
@@ -87,8 +91,19 @@ def quantize_onnx_static(
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
-            extra_options={"OpTypesToExcludeOutputQuantization": quantized_ops},
+            extra_options={"OpTypesToExcludeOutputQuantization": quantized_ops or []},
         )
+
+
+def _convolutional(source: Path) -> bool:
+    """Whether most products of an ONNX file are convolutions; no if it cannot be read, which others say."""
+    import onnx
+
+    try:
+        kinds = [node.op_type for node in onnx.load(source, load_external_data=False).graph.node]
+    except Exception:  # protobuf's errors share no base class with others
+        return False
+    return kinds.count("Conv") > sum(kinds.count(kind) for kind in _MATRIX_OPS)
 
 
 def quantize_openvino(

@@ -22,7 +22,7 @@ from instatune_deploy.stages.predict.quality import PredictorQuality, quality
 from instatune_deploy.stages.predict.threads import one_thread
 from instatune_deploy.values.features import Features, UnitScores
 from instatune_deploy.values.front import Evaluation
-from instatune_deploy.values.macs import ModelShape
+from instatune_deploy.values.macs import NetworkShape
 from instatune_deploy.values.space import Architecture, SearchSpace
 
 __all__ = ["MIN_EVALUATIONS", "AccuracyPredictor", "PredictorQuality", "fit_predictor"]
@@ -158,7 +158,7 @@ def fit_predictor(
     seed: int,
     folds: int = 5,
     monotone: bool = True,
-    shape: ModelShape | None = None,
+    shape: NetworkShape | None = None,
     importance: UnitScores | None = None,
 ) -> AccuracyPredictor:
     """Fit a predictor, the same for the same evaluations in any order, and cross-validate it.

@@ -82,7 +82,7 @@ class GaussianProcess:
         """Mean and standard deviation of the value without its noise, each of shape ``(n,)``.
 
         Args:
-            counts: shape ``(n, 2 * layers + 1)``, of `Features.counts`.
+            counts: shape ``(n, genes + 1)``, of `Features.counts`.
         """
         design, factor, weights, mean, scale = self._solved
         covariance, alone = design.against(counts, np.array(self.logarithms))
@@ -160,7 +160,7 @@ class _Design:
         # The sum over pairs of |a - b| is that of a + b - 2 a b for steps, which are 0 or 1.
         crossed = np.einsum("ij,ij->j", self.steps, by_distance @ self.steps)
         by_rate = 2 * (self.steps.T @ by_distance.sum(1) - crossed) * self._rates(parameters)
-        genes = 2 * self.features.space.layers
+        genes = len(self.features.space.genes)
         return np.concatenate(
             [
                 np.bincount(self.kinds, by_variance[:-1], 3),
@@ -195,7 +195,7 @@ class _Design:
 
     def _crowd(self, counts: np.ndarray) -> np.ndarray:
         """The logarithm of how crowded the known networks are around each, shape ``(n,)``; none crowds itself."""
-        genes = self.features.space.layers * 2
+        genes = len(self.features.space.genes)
         differing = sum((counts[:, i, None] != self.counts[None, :, i]).astype(float) for i in range(genes)) / genes
         near = np.where(differing > 0, np.exp(-_CROWD_RATE * differing), 0.0)
         return np.asarray(np.log(near.mean(1) + 1e-6))
@@ -205,9 +205,9 @@ def _prior(features: Features) -> tuple[np.ndarray, np.ndarray]:
     """Means and deviations of the logarithms of the parameters, for as many steps of each kind as the space has."""
     steps = np.maximum(np.bincount(features.step_kinds, minlength=3), 1)
     # Layers that no network lacks tell nothing apart.
-    steps[PRESENCE] = max(1, features.space.depths[-1] - features.space.depths[0])
+    steps[PRESENCE] = max(1, features.space.largest.depth - features.space.smallest.depth)
     common = np.log(np.concatenate([_KIND_VARIANCE / steps, [_CROWD], _KIND_RATE / steps, [_ALIKE, _NOISE]]))
-    genes = 2 * 2 * features.space.layers
+    genes = 2 * len(features.space.genes)
     deviations = [*[_DEVIATION] * (_COMMON - 1), _NOISE_DEVIATION, *[_GENE_DEVIATION] * genes]
     return np.append(common, np.zeros(genes)), np.array(deviations)
 

@@ -1,6 +1,6 @@
 """Stage `profile`: what each choice of a sub-network costs on one target and deployment.
 
-A few whole networks (probes) are measured and ``fixed + sum over layers (attention[heads] + ffn[width]) + switch *
+A few whole networks (probes) are measured and ``fixed + sum over layers (cost[heads] + cost[width]) + switch *
 (layers unlike the one before)`` is fitted to them; other whole networks, which no fit sees, say how well that predicts.
 """
 
@@ -22,8 +22,8 @@ from instatune_deploy.stages.profile.design import heldout_architectures, probe_
 from instatune_deploy.stages.profile.table import fitted_fields
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.latency import LatencyTable, Machine
-from instatune_deploy.values.macs import ModelShape
-from instatune_deploy.values.space import Architecture, SearchSpace
+from instatune_deploy.values.macs import NetworkShape
+from instatune_deploy.values.space import TRANSFORMER, Architecture, SearchSpace
 from instatune_deploy.values.target import Target
 
 #: Visits to a probe for each to a held-out network: the table is made of the probes alone.
@@ -48,12 +48,14 @@ class Profiled:
 
 @dataclass(frozen=True)
 class Plan:
-    """The networks to measure, and how: `visits` in a round by name, and `settings` for all of them together."""
+    """The networks to measure, and how: `visits` in a round by name, and `settings` for all of them together;
+    `dimensions` are what their layers' choices count."""
 
     probes: tuple[Architecture, ...]
     heldout: tuple[Architecture, ...]
     visits: dict[str, int]
     settings: TimingSettings
+    dimensions: tuple[str, ...] = TRANSFORMER
 
     @property
     def sure(self) -> list[str]:
@@ -81,7 +83,9 @@ def plan(
     held = heldout_architectures(space, heldout, seed=seed, probes=probes)
     visits = {str(a): PROBE_VISITS for a in probes} | {str(a): 1 for a in held}
     share = sum(visits.values()) / (PROBE_VISITS * len(probes))
-    return Plan(tuple(probes), tuple(held), visits, replace(settings, seconds=settings.seconds * share))
+    return Plan(
+        tuple(probes), tuple(held), visits, replace(settings, seconds=settings.seconds * share), space.dimensions
+    )
 
 
 def with_batch(inputs: Mapping[str, np.ndarray], batch: int) -> dict[str, np.ndarray]:
@@ -93,7 +97,7 @@ def profile(
     target: Target,
     deployment: Deployment,
     planned: Plan,
-    shape: ModelShape,
+    shape: NetworkShape,
     networks: ProbeSource,
     inputs: dict[str, np.ndarray],
     *,
@@ -132,7 +136,7 @@ def tabulate(
     target: str,
     deployment: Deployment,
     planned: Plan,
-    shape: ModelShape,
+    shape: NetworkShape,
     measurement: Measurement,
     machine: Machine,
     versions: dict[str, str],
@@ -169,6 +173,6 @@ def tabulate(
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         measure_s=seconds(planned.probes),
         heldout_s=seconds(planned.heldout),
-        **fitted_fields(probes, held, measurement.raw, seed=seed),
+        **fitted_fields(probes, held, measurement.raw, seed=seed, dimensions=planned.dimensions),
     )
     return Profiled(table, measurement.raw)

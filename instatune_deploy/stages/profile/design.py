@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from instatune_deploy.values.latency import feature_names, features
-from instatune_deploy.values.space import Architecture, LayerChoice, SearchSpace
+from instatune_deploy.values.space import Architecture, SearchSpace
 
 _CANDIDATES = 300
 _SWEEPS = 6
@@ -48,24 +48,32 @@ def _some(space: SearchSpace, n: int, *, seed: int) -> list[Architecture]:
 
 def _covering(space: SearchSpace) -> list[Architecture]:
     """For each choice of each layer a network that has it, for a random sample may lack a rare one."""
-    found = []
-    for depth in space.depths:
-        kept = space.kept_layers(depth)
-        widest = [LayerChoice(space.heads[layer][-1], space.ffn[layer][-1]) for layer in kept]
+    found, deepest = [], space.largest.depths
+    for stage, depth in ((stage, depth) for stage, depths in enumerate(space.depths) for depth in depths):
+        depths = (*deepest[:stage], depth, *deepest[stage + 1 :])
+        kept = space.kept_layers(depths)
+        widest = [tuple(choices[-1] for choices in space.layer_choices[layer]) for layer in kept]
         for place, layer in enumerate(kept):
-            choices = [LayerChoice(heads, widest[place].ffn) for heads in space.heads[layer]]
-            choices += [LayerChoice(widest[place].heads, ffn) for ffn in space.ffn[layer]]
-            found += [Architecture((*widest[:place], choice, *widest[place + 1 :])) for choice in choices]
+            for kind, counts in enumerate(space.layer_choices[layer]):
+                for count in counts:
+                    choice = (*widest[place][:kind], count, *widest[place][kind + 1 :])
+                    found.append(Architecture((*widest[:place], choice, *widest[place + 1 :]), depths))
     return found
 
 
 def _relative_rows(architectures: Sequence[Architecture], space: SearchSpace) -> np.ndarray:
     """The features of each architecture, over what it costs by a rough guess: errors count relative to the latency."""
     names = feature_names(space)
-    counts = [features(architecture) for architecture in architectures]
+    counts = [features(architecture, space.dimensions) for architecture in architectures]
     table = np.array([[1.0, *(found.get(name, 0.0) for name in names)] for found in counts])
-    heads, ffn = space.head_choices[-1], space.ffn_choices[-1]
-    guess = [0.3 + sum(c.heads / heads + c.ffn / ffn for c in a.layers) for a in architectures]
+    most = [space.stage_choices(kind) for kind in range(len(space.dimensions))]
+    guess = [
+        0.3 + sum(
+            sum(count / of[stage][-1] for count, of in zip(choice, most, strict=True))
+            for stage, layers in enumerate(a.stages) for choice in layers
+        )
+        for a in architectures
+    ]  # fmt: skip
     return table / np.array(guess)[:, None]
 
 

@@ -19,13 +19,13 @@ from instatune_deploy.stages.profile.fit import FIXED, fit_latency, tree_values
 from instatune_deploy.values.latency import (
     PERCENTILES,
     SWITCH,
+    CostsMs,
     HeldOutError,
     LatencySample,
     LatencyTable,
     features,
-    sum_costs_ms,
 )
-from instatune_deploy.values.space import Architecture
+from instatune_deploy.values.space import TRANSFORMER, Architecture
 
 #: Standard error (%) that a label has at best: weights do not grow beyond it.
 _BEST_INTERVAL_PCT = 0.3
@@ -33,19 +33,19 @@ _BEST_INTERVAL_PCT = 0.3
 
 @dataclass(frozen=True)
 class TableFit:
-    """Latency in ms: of what is outside the layers, of attention by heads, of an MLP by width, and of a layer's being
-    unlike the one before; trees of what is left over, relative; and how that was decided."""
+    """Latency in ms: of what is outside the layers, of each choice of a layer by its name, and of a layer's being unlike
+    the one before; trees of what is left over, relative; and how that was decided."""
 
     fixed_ms: float
-    attention_ms: dict[int, float]
-    ffn_ms: dict[int, float]
+    layer_ms: dict[str, float]
     switch_ms: float
     trees: tuple[Any, ...] = ()
     decision: str = ""
+    dimensions: tuple[str, ...] = TRANSFORMER
 
     def estimate_ms(self, architecture: Architecture) -> float:
         """Predicted latency of `architecture`."""
-        return sum_costs_ms(architecture, self.fixed_ms, self.attention_ms, self.ffn_ms, self.switch_ms, self.trees)
+        return CostsMs(self.fixed_ms, self.layer_ms, self.switch_ms, self.trees, self.dimensions).of(architecture)
 
 
 def fit_table(
@@ -53,10 +53,11 @@ def fit_table(
     intervals_pct: Mapping[Architecture, float | None] | None = None,
     *,
     seed: int,
+    dimensions: tuple[str, ...] = TRANSFORMER,
 ) -> TableFit:
     """The costs that explain measured networks, given as architecture: label in ms.
 
-    Only sums that some network has are determined: moving a constant from every attention entry to every MLP entry
+    Only sums that some network has are determined: moving a constant from every entry of heads to every one of MLP widths
     changes no estimate, nor does moving one from the layers to `fixed_ms` if all networks are equally deep. Of all
     solutions without negative costs the smallest is taken; whatever a degenerate space (one depth, one head count,
     one width) leaves open, estimates within it are right.
@@ -64,14 +65,20 @@ def fit_table(
     Args:
         intervals_pct: half-width of each label's confidence interval (%); the surer count more. Equal if None.
         seed: of the cross-validation that decides on trees.
+        dimensions: what the choices of a layer count.
 
     Raises:
         MeasurementError: a label is not a positive number.
     """
-    counts = [features(architecture) for architecture in samples]
-    heads = sorted({choice.heads for architecture in samples for choice in architecture.layers})
-    ffn = sorted({choice.ffn for architecture in samples for choice in architecture.layers})
-    names = [*(f"heads={h}" for h in heads), *(f"ffn={f}" for f in ffn), SWITCH]
+    counts = [features(architecture, dimensions) for architecture in samples]
+
+    def order(name: str) -> tuple[str, int, int]:
+        """By place, then dimension, then size."""
+        which, _, count = name.partition("=")
+        place, _, dimension = which.rpartition(".")
+        return place, dimensions.index(dimension), int(count)
+
+    names = [*sorted({name for found in counts for name in found} - {SWITCH}, key=order), SWITCH]
     matrix = np.array([[found.get(name, 0.0) for name in names] for found in counts])
     weights = None
     if intervals_pct is not None:
@@ -82,11 +89,11 @@ def fit_table(
     costs = fit.linear
     return TableFit(
         fixed_ms=costs[FIXED],
-        attention_ms={h: costs[f"heads={h}"] for h in heads},
-        ffn_ms={f: costs[f"ffn={f}"] for f in ffn},
+        layer_ms={name: costs[name] for name in names if name != SWITCH},
         switch_ms=costs[SWITCH],
         trees=() if fit.trees is None else tree_values(fit.trees, names),
         decision=f"{fit.method} least relative errors of {len(samples)} probes; {fit.decision}",
+        dimensions=dimensions,
     )
 
 
@@ -100,24 +107,28 @@ def refit(table: LatencyTable, raw: Samples) -> LatencyTable:
     found = summarize(raw, find_labels(raw, seed=seed), precision=table.settings.get("precision", 0.0))
     probes = [found[sample.architecture] for sample in table.samples]
     held = [found[sample.architecture] for sample in table.heldout]
-    return LatencyTable(**{**table.__dict__, **fitted_fields(probes, held, raw, seed=seed)})
+    return LatencyTable(
+        **{**table.__dict__, **fitted_fields(probes, held, raw, seed=seed, dimensions=table.dimensions)}
+    )
 
 
 def fitted_fields(
-    probes: Sequence[LatencySample], held: Sequence[LatencySample], raw: Samples, *, seed: int
-) -> dict[str, Any]:
+    probes: Sequence[LatencySample], held: Sequence[LatencySample], raw: Samples, *, seed: int,
+    dimensions: tuple[str, ...] = TRANSFORMER,
+) -> dict[str, Any]:  # fmt: skip
     """The fields of a `LatencyTable` that follow from samples."""
     architectures = [Architecture.parse(sample.architecture) for sample in probes]
     fit = fit_table(
         {a: sample.label_ms for a, sample in zip(architectures, probes, strict=True)},
         {a: sample.interval_pct for a, sample in zip(architectures, probes, strict=True)},
         seed=seed,
+        dimensions=dimensions,
     )
     ratio = percentile_ratio({sample.architecture: sample.label_ms for sample in (*probes, *held)}, raw)
     return {
         "fixed_ms": fit.fixed_ms,
-        "attention_ms": fit.attention_ms,
-        "ffn_ms": fit.ffn_ms,
+        "layer_ms": fit.layer_ms,
+        "dimensions": fit.dimensions,
         "switch_ms": fit.switch_ms,
         "trees": fit.trees,
         "fit": fit.decision,
