@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 from instatune_deploy.device.benchmark_app import find_benchmark_app
 from instatune_deploy.device.fingerprint import detect, runtime_versions
 from instatune_deploy.device.runtimes.base import check_deployment, get_runtime
-from instatune_deploy.elastic.families import axis_map
+from instatune_deploy.elastic.families import inputs_of
 from instatune_deploy.elastic.pretrained import load_config
 from instatune_deploy.elastic.probing import longest_text, synthetic_inputs
 from instatune_deploy.errors import TargetError, UnknownNameError, UsageError
@@ -255,11 +255,11 @@ def artifact_inputs(
         UsageError: the artifact reads no texts of that length, or does not say which it was made for.
     """
     config: PretrainedConfig = load_config(str(artifact.directory))
-    if axis_map(config.model_type).inputs == "image":
+    if inputs_of(config) == "image":
         if sequence_length is not None:
             raise UsageError(f"{artifact.directory} reads images, which have no sequence length")
         return None, synthetic_inputs(config, 0, batch, seed=seed)
-    made_for = re.search(r"-t(\d+)\b", artifact.manifest.signature)
+    made_for = re.search(r"-t(?:\d+\+)?(\d+)\b", artifact.manifest.signature)  # of both, image and text, the text's
     fixed = artifact.manifest.fixed
     tokens = sequence_length or (fixed and fixed.tokens) or (int(made_for[1]) if made_for else None)
     if tokens is None:

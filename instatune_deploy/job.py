@@ -16,9 +16,10 @@ from instatune_deploy.data.processor import Processor
 from instatune_deploy.deployed import DeployedEvaluator
 from instatune_deploy.device.fingerprint import check_target, detect, runtime_versions, usable_deployments
 from instatune_deploy.elastic.pretrained import load_config, load_pretrained, space_for
+from instatune_deploy.elastic.probing import longest_text
 from instatune_deploy.elastic.subnetwork import check_space
 from instatune_deploy.elastic.supernet import Supernet
-from instatune_deploy.errors import TableError, did_you_mean
+from instatune_deploy.errors import CheckpointError, RecipeError, TableError, did_you_mean
 from instatune_deploy.profiling import Prober, target_tables
 from instatune_deploy.searching import Fronts
 from instatune_deploy.stages.evaluate import Evaluator
@@ -77,7 +78,30 @@ class Job:
         for split in (self.data.train, self.data.search, self.report_split):
             self.report(f"{split.name} split: {len(split)} samples")
         self.processor.head.check_metric(self.recipe.metric, self.data.classes)
+        self._check_inputs()
         return targets
+
+    def _check_inputs(self) -> None:
+        """Make sure that the model can read what the processor makes.
+
+        Raises:
+            RecipeError: texts may be longer than it can read.
+            CheckpointError: images are of another size.
+        """
+        recipe, head = self.recipe, self.processor.head
+        longest = longest_text(self.config) if head.reads != "image" else None
+        if longest is not None and recipe.data.sequence_length > longest:
+            raise RecipeError(
+                f"data.sequence_length is {recipe.data.sequence_length}, but {recipe.model} reads at most {longest} tokens"
+            )
+        side = getattr(self.config, "image_size", None) if head.reads != "text" else None
+        if isinstance(side, int):
+            height, width = self.data.search.rows[0]["pixel_values"].shape[-2:]
+            if (height, width) != (side, side):
+                raise CheckpointError(
+                    f"{recipe.model}: its image processor makes images of {height}x{width} pixels, but the model reads "
+                    f"{side}x{side}"
+                )
 
     def plan(self) -> list[str]:
         """What `run` would do, a line a stage; writes nothing."""

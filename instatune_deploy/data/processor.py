@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -16,11 +16,11 @@ from instatune_deploy.values.recipe import Task
 
 
 class Processor:
-    """A model's tokenizer or image processor.
+    """A model's tokenizer, its image processor, or both.
 
     Args:
         name: directory or hub name of the model.
-        task: decides which of the two it is, and what is asked of it.
+        task: decides which of them, and what is asked of it.
         sequence_length: texts are cut to so many tokens.
 
     Raises:
@@ -29,7 +29,11 @@ class Processor:
 
     def __init__(self, name: str, task: Task, sequence_length: int) -> None:
         self.task, self.sequence_length, self.head = task, sequence_length, get_head(task)
-        self.inner: Any = _load(name, self.head.reads)
+        reads = self.head.reads
+        #: The tokenizer where texts are read, else the image processor.
+        self.inner: Any = _load(name, "image" if reads == "image" else "text")
+        #: The image processor where images are read.
+        self.images: Any = _load(name, "image") if reads == "image-text" else self.inner if reads == "image" else None
         if self.head.traces is None:
             return
         if not self.inner.is_fast:
@@ -38,7 +42,7 @@ class Processor:
             try:
                 self.inner([["a"]], is_split_into_words=True)
             except AssertionError:  # a tokenizer that reads spaces must be told to put one before each word
-                self.inner = _load(name, self.head.reads, add_prefix_space=True)
+                self.inner = _load(name, "text", add_prefix_space=True)
 
     def encode_texts(self, texts: list[str], pairs: list[str] | None = None) -> dict[str, list[list[int]]]:
         """Token ids and masks of texts, or of pairs of texts, cut to the sequence length and not padded; of a pair the
@@ -69,7 +73,7 @@ class Processor:
 
     def encode_images(self, images: list[Image.Image]) -> dict[str, np.ndarray]:
         """`pixel_values` of shape (images, channels, height, width)."""
-        return {"pixel_values": self.inner(images, return_tensors="np")["pixel_values"].astype(np.float32)}
+        return {"pixel_values": self.images(images, return_tensors="np")["pixel_values"].astype(np.float32)}
 
     @property
     def collator(self) -> Any:
@@ -95,7 +99,7 @@ class Processor:
         if self.head.reads != "text":
             yield from self.batches(rows, size)
             return
-        lengths = [len(ids) for ids in rows["input_ids"]]
+        lengths = _lengths(rows)
         batch: list[int] = []
         for (number,) in self._row_numbers(rows, 1):
             longest = lengths[batch[0]] if batch else 0
@@ -109,11 +113,13 @@ class Processor:
 
     def _inputs(self, columns: dict[str, Any]) -> dict[str, np.ndarray]:
         """What the model reads of some rows, texts padded to the longest."""
-        if self.head.reads == "text":
-            inputs = {name: values for name, values in columns.items() if name not in self.head.label_columns}
-            arrays = self.inner.pad(inputs, return_tensors="np")
-        else:
-            arrays = {"pixel_values": np.stack(columns["pixel_values"])}
+        arrays: dict[str, Any] = {}
+        if self.head.reads != "image":
+            left_out = {*self.head.label_columns, "pixel_values"}
+            texts = {name: values for name, values in columns.items() if name not in left_out}
+            arrays |= self.inner.pad(texts, return_tensors="np")
+        if self.images is not None:
+            arrays["pixel_values"] = np.stack(columns["pixel_values"])
         return {name: np.asarray(array) for name, array in arrays.items()}
 
     def labelled_batches(self, rows: Any, size: int) -> Iterator[dict[str, Any]]:
@@ -126,8 +132,8 @@ class Processor:
     def _row_numbers(self, rows: Any, size: int) -> Iterator[list[int]]:
         """The numbers of the rows of each batch."""
         order: Sequence[int] = range(len(rows))
-        if self.head.reads == "text":
-            lengths = [len(ids) for ids in rows["input_ids"]]
+        if self.head.reads != "image":
+            lengths = _lengths(rows)
             order = sorted(order, key=lambda i: -lengths[i])
         for start in range(0, len(rows), size):
             yield list(order[start : start + size])
@@ -135,9 +141,16 @@ class Processor:
     def save(self, directory: Path) -> None:
         """Write its files to a model's directory."""
         self.inner.save_pretrained(directory)
+        if self.images is not None and self.images is not self.inner:
+            self.images.save_pretrained(directory)
 
 
-def _load(name: str, reads: str, *, add_prefix_space: bool | None = None) -> Any:
+def _lengths(rows: Any) -> list[int]:
+    """How many tokens the text of each row has; no image is decoded for it."""
+    return [len(ids) for ids in rows.with_format(None)["input_ids"]]
+
+
+def _load(name: str, reads: Literal["text", "image"], *, add_prefix_space: bool | None = None) -> Any:
     """The tokenizer or image processor of a model.
 
     Raises:

@@ -134,14 +134,16 @@ def state_distance(
     Args:
         student, teacher: states of shape (samples, tokens, hidden), a layer each; no gradient flows into the teacher.
         pairs: which of the student's is to be like which of the teacher's.
-        mask: shape (samples, tokens): the tokens that count; None: all.
+        mask: shape (samples, tokens): the tokens that count; None: all. Of an image and a text it is as long as the text,
+            whose tokens are the last ones, and all of the image count.
     """
     total = student[0].new_zeros((), dtype=torch.float32)
     for ours, theirs in pairs:
         wanted = teacher[theirs].detach().float()
         error, size = (student[ours].float() - wanted).square().mean(-1), wanted.square().mean(-1)
         if mask is not None:
-            error, size = error * mask, size * mask
+            seen = F.pad(mask, (error.shape[1] - mask.shape[1], 0), value=1)
+            error, size = error * seen, size * seen
         total = total + error.sum() / size.sum().clamp_min(1e-12)
     return total / max(1, len(pairs))
 

@@ -27,15 +27,19 @@ AUTO_CLASSES: dict[Task, Any] = {
     "token-classification": transformers.AutoModelForTokenClassification,
     "question-answering": transformers.AutoModelForQuestionAnswering,
     "image-classification": transformers.AutoModelForImageClassification,
+    "visual-question-answering": transformers.AutoModelForVisualQuestionAnswering,
 }
 #: The loss of heads that can have several: a checkpoint may have been fine-tuned with another one.
 _PROBLEM_TYPES: dict[Task, str] = {
     "text-classification": "single_label_classification",
     "text-regression": "regression",
     "image-classification": "single_label_classification",
+    "visual-question-answering": "single_label_classification",
 }
-#: The task whose head networks get that are only measured, by what their family reads.
-TASK_OF_INPUTS: dict[str, Task] = {"text": "text-classification", "image": "image-classification"}
+#: The task whose head networks get that are only measured, by what they read.
+TASK_OF_INPUTS: dict[str, Task] = {
+    "text": "text-classification", "image": "image-classification", "image-text": "visual-question-answering",
+}  # fmt: skip
 
 
 def load_config(name: str) -> PretrainedConfig:
@@ -79,7 +83,16 @@ def load_pretrained(name: str, task: Task, classes: tuple[str, ...], *, reset_he
         FamilyError: the model cannot be elastic, or its family is not for this task.
     """
     config = load_config(name)
-    if (axis_map(config.model_type).inputs == "image") != (task == "image-classification"):
+    axes = axis_map(config.model_type)
+    if task == "visual-question-answering":
+        fits = axes.texts_too is not None
+        if fits and not getattr(config, str(axes.texts_too)):
+            raise FamilyError(
+                f"{name}: {task} needs a model that reads texts, and this one was saved without ({axes.texts_too}: false)"
+            )
+    else:
+        fits = (axes.inputs == "image") == (task == "image-classification")
+    if not fits:
         raise FamilyError(f"{name}: a {config.model_type} model cannot do {task}")
     transformers.set_seed(seed)
     own_labels = {

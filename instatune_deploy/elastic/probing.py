@@ -15,10 +15,12 @@ from instatune_deploy.values.space import SearchSpace
 
 def random_model(config: PretrainedConfig) -> PreTrainedModel:
     """A model of `config` with random weights and the head that its family's inputs suggest: one for images where it reads
-    texts as well."""
+    texts as well, unless its own head is for questions about images."""
     config = copy.deepcopy(config)
     config.architectures = config.architectures or []  # transformers looks for a family's head in it
-    return AUTO_CLASSES[TASK_OF_INPUTS[axis_map(config.model_type).inputs]].from_config(config).eval()
+    answers = any(name.endswith("ForVisualQuestionAnswering") for name in config.architectures)
+    kind = inputs_of(config) if answers else axis_map(config.model_type).inputs
+    return AUTO_CLASSES[TASK_OF_INPUTS[kind]].from_config(config).eval()
 
 
 def probing_supernet(model: PreTrainedModel, space: SearchSpace) -> Supernet:

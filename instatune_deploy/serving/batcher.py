@@ -21,7 +21,10 @@ Outputs = tuple[np.ndarray, ...]
 
 @dataclass(eq=False)
 class _Waiting:
-    """Rows of a request: for which member, since when (seconds of the loop's clock), and what is told of their outputs."""
+    """Rows of a request: for which member, since when (seconds of the loop's clock), and what is told of their outputs.
+
+    `length` is that of their texts in tokens, 0 where there are none.
+    """
 
     member: str
     inputs: dict[str, np.ndarray]
@@ -31,7 +34,9 @@ class _Waiting:
     length: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.rows, self.length = next(iter(self.inputs.values())).shape[:2]
+        self.rows = len(next(iter(self.inputs.values())))
+        # Texts are matrices; images have no length that differs.
+        self.length = max((array.shape[1] for array in self.inputs.values() if array.ndim == 2), default=0)
 
 
 class Batcher:

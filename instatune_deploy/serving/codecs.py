@@ -47,6 +47,8 @@ class TaskCodec(ABC):
     #: Names of BYTES inputs, and of those that may be left out.
     words: tuple[str, ...] = ("text", "text_pair")
     optional: tuple[str, ...] = ("text_pair",)
+    #: Of some of them, the network's own input that a request may have in its place.
+    tensors: Mapping[str, str] = {}
     #: Outputs beside the network's own: datatype and shape.
     extra: Mapping[str, tuple[str, tuple[int, ...]]] = {"labels": ("BYTES", (-1,)), "scores": ("FP32", (-1,))}
 
@@ -60,7 +62,8 @@ class TaskCodec(ABC):
 
     @abstractmethod
     def encode(self, given: Mapping[str, Input]) -> Encoded:
-        """What the network reads for words, which have at least those inputs that may not be left out.
+        """What the network reads for words, which have at least those inputs that may not be left out, and whose place no tensor
+        has taken.
 
         Raises:
             InferenceError: an element is not what it should be.
@@ -224,8 +227,36 @@ class ImageCodec(ClassCodec):
 
     def encode(self, given: Mapping[str, Input]) -> Encoded:
         """See `TaskCodec.encode`."""
-        images = [_decoded(data) for data in read_bytes(given["image"], base64_text=True)]
-        return Encoded(self.processor.encode_images(images))
+        return Encoded(_pixels(self.processor, given["image"]))
+
+
+class VisualQuestionCodec(ClassCodec):
+    """Encoded images, or `pixel_values`, and a question about each, to answers: `labels` are the most probable ones."""
+
+    words = ("image", "text")
+    optional = ()
+    tensors = {"image": "pixel_values"}  # noqa: RUF012
+
+    def describe(self) -> list[MetadataTensor]:
+        """See `TaskCodec.describe`."""
+        text = metadata("text", "BYTES", [-1], content_type="str", max_tokens=self.processor.sequence_length)
+        return [*ImageCodec(self.processor, []).describe(), text]
+
+    def encode(self, given: Mapping[str, Input]) -> Encoded:
+        """See `TaskCodec.encode`."""
+        inputs = self._padded(self.processor.encode_texts(read_texts(given["text"])))
+        if "image" in given:
+            inputs |= _pixels(self.processor, given["image"])
+        return Encoded(inputs)
+
+
+def _pixels(processor: Processor, given: Input) -> dict[str, np.ndarray]:
+    """`pixel_values` of an input of encoded images.
+
+    Raises:
+        InferenceError: one is none, or has too many pixels.
+    """
+    return processor.encode_images([_decoded(data) for data in read_bytes(given, base64_text=True)])
 
 
 def _decoded(data: bytes) -> Image.Image:
@@ -249,6 +280,7 @@ _CODECS: dict[Task, type[TaskCodec]] = {
     "token-classification": TagCodec,
     "question-answering": AnswerCodec,
     "image-classification": ImageCodec,
+    "visual-question-answering": VisualQuestionCodec,
 }
 
 

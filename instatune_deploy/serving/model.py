@@ -72,7 +72,7 @@ class ArtifactModel(MLModel):
         config = load_config(str(first.directory))
         processor = Processor(str(first.directory), task, tokens or 1)
         self._codec: TaskCodec = get_codec(task, processor, list((config.id2label or {}).values()))
-        self._signature = _signature(first, tokens is not None)
+        self._signature = _signature(first)
         self._limits = {} if tokens is None else _limits(config, sample)
         self._longest = None if tokens is None else _longest(members, config)
         extra = (self.settings.parameters.extra if self.settings.parameters else None) or {}
@@ -134,10 +134,18 @@ class ArtifactModel(MLModel):
         Raises:
             InferenceError: an input is missing, too many or not what it should be.
         """
-        wanted = [name for name in self._codec.words if name not in self._codec.optional]
-        self._check_names(given, wanted, self._codec.words)
+        codec = self._codec
+        tensors = {word: own for word, own in codec.tensors.items() if own in given and word not in given}
+        names = {word: tensors.get(word, word) for word in codec.words}
+        self._check_names(given, [names[word] for word in codec.words if word not in codec.optional], names.values())
+        arrays = {t.name: read_numbers(given[t.name], t) for t in self._signature.inputs if t.name in tensors.values()}
+        encoded = await self._encode_words({name: one for name, one in given.items() if name not in arrays})
+        return replace(encoded, inputs=encoded.inputs | arrays)
+
+    async def _encode_words(self, given: Mapping[str, Input]) -> Encoded:
+        """What the network reads for words alone, where it has time for it."""
         size = sum(len(value) for one in given.values() for value in one.elements if isinstance(value, (str, bytes)))
-        if size <= _FEW_BYTES and self._codec.processor.head.reads == "text" and not self._encoding:
+        if size <= _FEW_BYTES and self._codec.processor.images is None and not self._encoding:
             return self._codec.encode(given)
         self._encoding += 1
         try:
@@ -159,7 +167,7 @@ class ArtifactModel(MLModel):
         if not self._limits:
             return arrays
         check_ranges(arrays, self._limits)
-        shapes = {name: list(array.shape) for name, array in arrays.items()}
+        shapes = {name: list(array.shape) for name, array in arrays.items() if name in self._limits}
         first = next(iter(shapes.values()))
         if any(shape != first for shape in shapes.values()):
             raise InferenceError(f"inputs must have one shape, found {shapes}")
@@ -194,14 +202,17 @@ class ArtifactModel(MLModel):
         self._settings.platform = "_".join(["instatune-deploy", *names])
 
 
-def _signature(artifact: Artifact, texts: bool) -> Signature:
+def _signature(artifact: Artifact) -> Signature:
     """Inputs and outputs of the network; torch's file says none, and has those of the ONNX file.
 
     Sessions take any number of rows and any shorter text, whatever sizes are fixed in the file.
     """
     file = artifact.model_file()
     found = read_signature(file if file.suffix in (".onnx", ".xml") else artifact.directory / ONNX)
-    inputs = [replace(t, dims=(-1, -1) if texts else (-1, *t.dims[1:])) for t in found.inputs]
+    inputs = [
+        replace(t, dims=(-1, -1) if t.dtype.startswith("int") and len(t.dims) == 2 else (-1, *t.dims[1:]))
+        for t in found.inputs
+    ]
     return Signature(tuple(inputs), tuple(replace(t, dims=(-1, *t.dims[1:])) for t in found.outputs))
 
 
@@ -220,14 +231,14 @@ def _limits(config: Any, sample: Mapping[str, np.ndarray]) -> dict[str, int]:
     limits = {
         "input_ids": config.vocab_size, "attention_mask": 2, "token_type_ids": getattr(config, "type_vocab_size", 0),
     }  # fmt: skip
-    return {name: limits[name] for name in sample}
+    return {name: limit for name, limit in limits.items() if name in sample}
 
 
 def _padding(processor: Processor, sample: Mapping[str, np.ndarray]) -> dict[str, int]:
     """What a text's inputs are padded with."""
     inner = processor.inner
     padding = {"input_ids": inner.pad_token_id, "attention_mask": 0, "token_type_ids": inner.pad_token_type_id}
-    return {name: int(padding[name]) for name in sample}
+    return {name: int(value) for name, value in padding.items() if name in sample}
 
 
 def _longest(members: Members, config: Any) -> int | None:

@@ -76,7 +76,7 @@ def export(
         ArtifactError: a file's outputs differ from the network's by over 1e-4 in fp32, or are no numbers.
     """
     if fixed is not None:
-        _check_fixable(deployment, image=processor.head.reads == "image")
+        _check_fixable(deployment, image=processor.images is not None)
     expected = expected_outputs(network, samples, processor.head)
     example, calibration = _of_sizes(samples, [samples], fixed)[0], _of_sizes(samples, calibration, fixed)
     tensors = {name: torch.from_numpy(array) for name, array in example.items()}

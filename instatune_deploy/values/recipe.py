@@ -17,8 +17,9 @@ from instatune_deploy.values.objectives import Objectives, parse_objectives
 from instatune_deploy.values.presets import AUTO
 
 Task = Literal[
-    "text-classification", "text-regression", "token-classification", "question-answering", "image-classification"
-]
+    "text-classification", "text-regression", "token-classification", "question-answering", "image-classification",
+    "visual-question-answering",
+]  # fmt: skip
 Metric = Literal["accuracy", "f1", "matthews", "pearson", "spearman", "entity_f1", "exact_match", "answer_f1"]
 #: The metrics that fit each task, its default first; `data.metrics` says what each of them is.
 METRICS: dict[Task, tuple[Metric, ...]] = {
@@ -27,6 +28,7 @@ METRICS: dict[Task, tuple[Metric, ...]] = {
     "token-classification": ("entity_f1", "accuracy", "f1"),
     "question-answering": ("answer_f1", "exact_match"),
     "image-classification": ("accuracy", "f1", "matthews"),
+    "visual-question-answering": ("accuracy", "f1", "matthews"),
 }
 PositiveInt = Annotated[int, pydantic.Field(gt=0)]
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -47,7 +49,8 @@ class DataSection(Section):
     but the confirmation reads. Where it is missing, `report_rows` more rows of `train` are kept aside for it.
 
     `text`, and for pairs of texts `text_pair`, go with text classification and regression, `image` with images; `label` is a
-    class, as a whole number or a name, or the number that regression predicts. For token classification, `tokens` holds a
+    class, as a whole number or a name, or the number that regression predicts. Visual question answering has an `image`, its
+    question as `text`, and the answer, one of a fixed set, as `label`. For token classification, `tokens` holds a
     list of words and `tags` a list as long of classes. For question answering, as in SQuAD, `question` and `context` are
     texts, and `answers` is ``{text: [...], answer_start: [...]}``, where an answer begins at that character of the context.
 

@@ -1,9 +1,10 @@
 """One head a task: what is particular to it."""
 
 from instatune_deploy.data.heads.base import Head
-from instatune_deploy.data.heads.classification import ImageClassification, TextClassification, TextRegression
+from instatune_deploy.data.heads.classification import TextClassification, TextRegression
 from instatune_deploy.data.heads.questions import QuestionAnswering
 from instatune_deploy.data.heads.tokens import TokenClassification
+from instatune_deploy.data.heads.visual import ImageClassification, VisualQuestionAnswering
 from instatune_deploy.values.recipe import Task
 
 _HEADS: dict[Task, Head] = {
@@ -14,6 +15,7 @@ _HEADS: dict[Task, Head] = {
         TokenClassification(),
         QuestionAnswering(),
         ImageClassification(),
+        VisualQuestionAnswering(),
     )
 }
 

@@ -25,7 +25,7 @@ class Head(ABC):
 
     task: Task
     #: What a sample is.
-    reads: Literal["text", "image"] = "text"
+    reads: Literal["text", "image", "image-text"] = "text"
     #: What tokens are traced back to, for which the tokenizer must be a fast one.
     traces: Literal["words", "characters"] | None = None
     #: The model's outputs, by the names that Hugging Face gives them; exported files have the same, in this order.
@@ -115,7 +115,8 @@ class Head(ABC):
         return None
 
     def collator(self, inner: Any) -> Any:
-        """Makes a batch of torch tensors of encoded rows, labels included; `inner` is the tokenizer or image processor."""
+        """Makes a batch of torch tensors of encoded rows, labels included; `inner` is the tokenizer, where texts are read, or
+        the image processor."""
         return DataCollatorWithPadding(inner)
 
 

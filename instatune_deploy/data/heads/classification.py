@@ -1,16 +1,13 @@
-"""A class or a number for a whole sample: a text, a pair of texts, an image."""
+"""A class or a number for a whole text or pair of texts, and what all classes of whole samples have in common."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
-from PIL import Image
-from transformers import default_data_collator
 
 from instatune_deploy.data.heads.base import Head, Outputs, check_texts, class_index, class_names
 from instatune_deploy.data.metrics import correlation, mean_divergence, score
@@ -21,7 +18,7 @@ if TYPE_CHECKING:
     from instatune_deploy.data.processor import Processor
 
 
-class _Classification(Head):
+class Classification(Head):
     """A class for each sample. Labels: class indices of shape (samples,)."""
 
     shares = ("accuracy",)
@@ -53,7 +50,7 @@ class _Classification(Head):
         return margins
 
 
-class TextClassification(_Classification):
+class TextClassification(Classification):
     """A class for each text or pair of texts."""
 
     task = "text-classification"
@@ -66,7 +63,7 @@ class TextClassification(_Classification):
         self, name: str, rows: Dataset, data: DataSection, processor: Processor, classes: tuple[str, ...]
     ) -> tuple[Dataset, np.ndarray]:
         """See `Head.encode`."""
-        labels = _class_indices(name, rows, data, classes)
+        labels = class_indices(name, rows, data, classes)
         return _encode_texts(name, rows, data, processor).add_column("labels", labels), labels
 
 
@@ -106,35 +103,6 @@ class TextRegression(Head):
         """See `Head.decisions`."""
 
 
-class ImageClassification(_Classification):
-    """A class for each image."""
-
-    task = "image-classification"
-    reads = "image"
-
-    def columns(self, data: DataSection) -> tuple[str, ...]:
-        """See `Head.columns`."""
-        return (data.image, data.label)
-
-    def encode(
-        self, name: str, rows: Dataset, data: DataSection, processor: Processor, classes: tuple[str, ...]
-    ) -> tuple[Dataset, np.ndarray]:
-        """See `Head.encode`."""
-        labels = _class_indices(name, rows, data, classes)
-        column = data.image
-
-        def transform(batch: Mapping[str, list[Any]]) -> dict[str, Any]:
-            images = [_image(value, name) for value in batch[column]]
-            return {**processor.encode_images(images), "labels": np.asarray(batch["labels"])}
-
-        # Images are decoded when they are read: a data set of them need not fit in memory.
-        return rows.select_columns([column]).add_column("labels", labels).with_transform(transform), labels
-
-    def collator(self, inner: Any) -> Any:
-        """See `Head.collator`."""
-        return default_data_collator
-
-
 def _text_columns(data: DataSection) -> tuple[str, ...]:
     return (data.text,) if data.text_pair is None else (data.text, data.text_pair)
 
@@ -149,7 +117,7 @@ def _encode_texts(name: str, rows: Dataset, data: DataSection, processor: Proces
     )  # fmt: skip
 
 
-def _class_indices(name: str, rows: Dataset, data: DataSection, classes: tuple[str, ...]) -> np.ndarray:
+def class_indices(name: str, rows: Dataset, data: DataSection, classes: tuple[str, ...]) -> np.ndarray:
     """The class of each row as an index, shape (rows,)."""
     index_of = {known: index for index, known in enumerate(classes)}
     indices = np.empty(len(rows), dtype=np.int64)
@@ -161,19 +129,3 @@ def _class_indices(name: str, rows: Dataset, data: DataSection, classes: tuple[s
             )
         indices[number] = index
     return indices
-
-
-def _image(value: Any, name: str) -> Image.Image:
-    """An RGB image from a decoded one, from encoded bytes, or from an array of grey or RGB pixels 0..255."""
-    try:
-        if isinstance(value, dict):
-            value = value["bytes"] or value["path"]
-        if isinstance(value, bytes):
-            value = Image.open(io.BytesIO(value))
-        elif isinstance(value, str):
-            value = Image.open(value)
-        elif not isinstance(value, Image.Image):
-            value = Image.fromarray(np.asarray(value, dtype=np.uint8))
-        return value.convert("RGB")
-    except Exception as error:
-        raise DatasetError(f"{name} split: an image cannot be decoded: {error}") from None

@@ -116,7 +116,7 @@ def _fixed_sizes(job: Job, deployment: Deployment, tokens: int | None, *, batch:
 
     if tokens is None:
         return FixedSizes(deployment.batch) if batch else None
-    if job.processor.head.reads != "text":
+    if job.processor.head.reads == "image":
         raise UsageError(f"{job.recipe.task} has no texts whose length could be fixed: fix the batch")
     longest = longest_text(job.config)
     if tokens < job.recipe.data.sequence_length or (longest is not None and tokens > longest):
