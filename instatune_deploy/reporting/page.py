@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,26 @@ _PAGE = Path(__file__).parent / "page"
 GENERATOR = "instatune-deploy report"
 
 
-def render(template: str, context: dict[str, Any]) -> str:
-    """A page as HTML: `template` with `context`, whose `data` is for its scripts."""
+@cache
+def _environment() -> jinja2.Environment:
+    """What compiles the templates, once."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"shown": shown, "megabytes": megabytes, "words": words}
+    return environment
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """A page as HTML: `template` with `context`, whose `data` is for its scripts."""
     # A page's own scripts and styles are no text of a run: they go in as they are.
     safe = {
         "css": _text("page.css"),
         "plotly": get_plotlyjs().replace("</script", "<\\/script"),
         "script": _text("figures.js") + _text("front.js"),
     }
-    return environment.get_template(template).render(
+    return _environment().get_template(template).render(
         **{name: Markup(text) for name, text in safe.items()},
         generator=GENERATOR, version=__version__, written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         **context,

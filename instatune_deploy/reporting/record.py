@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -175,7 +174,7 @@ def read_run(directory: Path) -> RunRecord:
         evaluations=tuple(_evaluations(reader)),
         predictor=next(iter(qualities), None),
         fronts=tuple(sorted(fronts, key=lambda found: (not found.selectable, found.title))),
-        selections=tuple(reader.all("selections/*.json", lambda path: _checked(Selection, _json(path)))),
+        selections=tuple(reader.all("selections/*.json", lambda path: _selection(_json(path)))),
         artifacts=tuple(reader.all(f"artifacts/*/*/{MANIFEST_NAME}", lambda p: _artifact(p.parent, directory))),
         faults=tuple(reader.faults),
     )
@@ -225,16 +224,28 @@ def _front(path: Path, recipe: Recipe, root: Path) -> FoundFront:
     return FoundFront(target, percentile, rounds, ParetoFront.from_dict(data), wanted.name == path.name)
 
 
+def _selection(data: Any) -> Selection:
+    """A selection whose numbers can be divided by."""
+    selection = _checked(Selection, data)
+    Architecture.parse(selection.architecture)
+    if selection.percentile not in PERCENTILES:
+        raise ValueError(f"percentile: is {selection.percentile!r}")
+    latencies = (selection.measured.percentile_ms(selection.percentile), selection.full_beside_ms)
+    foreseen = (selection.predicted.latency_ms, selection.full_beside_predicted_ms)
+    if any(value is not None and not value > 0 for value in (*latencies, *foreseen, selection.full_macs)):
+        raise ValueError("a latency or the full network's multiply-accumulates is not positive")
+    return selection
+
+
 def _checked(kind: type[Value], data: Any) -> Value:
     """A value of a dataclass, whose fields are what they should be.
 
     Raises:
         ValueError: one is not; or a number is not finite.
     """
-    for name, value in data.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name}: is {value}")
-    return pydantic.TypeAdapter(kind).validate_python(data)
+    value = pydantic.TypeAdapter(kind).validate_python(data)
+    json.dumps(data, allow_nan=False)  # raises where a number is not finite
+    return value
 
 
 def _artifact(directory: Path, root: Path) -> FoundArtifact:

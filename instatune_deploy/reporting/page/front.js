@@ -21,7 +21,8 @@ function inUnit(of, value) { // a value with its unit
 function bestWithin(budget) {
   const risky = (c) => (scale.cost === "latency" && c.latency_high !== null && c.latency_high > budget ? 1 : 0);
   const keeping = front.candidates.filter((c) => c[scale.cost] <= budget);
-  keeping.sort((a, b) => risky(a) - risky(b) || b.score - a.score || a.latency - b.latency || (a.architecture < b.architecture ? -1 : 1));
+  keeping.sort((a, b) => risky(a) - risky(b) || b.score - a.score || a.latency - b.latency ||
+    (a.architecture < b.architecture ? -1 : a.architecture > b.architecture ? 1 : 0));
   return keeping[0] || null;
 }
 
