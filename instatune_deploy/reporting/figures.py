@@ -51,7 +51,7 @@ def training_figure(histories: Sequence[tuple[str, FoundHistory]], *, rate: bool
             "hovertemplate": "epoch %{x:.2f}: learning rate %{y:.3g}<extra></extra>",
         })  # fmt: skip
         layout["yaxis2"] = {
-            "title": {"text": "learning rate"}, "overlaying": "y", "side": "right", "showgrid": False, "tickformat": ".2~g",
+            "title": {"text": "learning rate"}, "overlaying": "y", "side": "right", "showgrid": False, "tickmode": "auto",
             "rangemode": "tozero",
         }  # fmt: skip
     return {"data": data, "layout": layout}
@@ -85,7 +85,7 @@ def error_figure(tables: Sequence[LatencyTable], selections: Sequence[Selection]
     for name in sorted({selection.deployment for selection in selections}):
         chosen = [selection for selection in selections if selection.deployment == name]
         data.append({
-            "type": "scatter", "mode": "markers", "name": html.escape(f"{name}: exported files"),
+            "type": "scatter", "mode": "markers", "name": html.escape(f"{name}, exported"),
             "x": [s.predicted.latency_ms for s in chosen], "y": [_above_pct(s.prediction_error) for s in chosen],
             "marker": {"color": look[name]["color"], "symbol": "star", "size": 14},
             "customdata": [
@@ -107,7 +107,7 @@ def _held_out(table: LatencyTable, look: dict[str, str]) -> dict[str, Any]:
     predicted = [table.estimate_ms(network) for network in networks]
     errors = [100 * (s.label_ms / ms - 1) for s, ms in zip(table.heldout, predicted, strict=True)]
     return {
-        "type": "scatter", "mode": "markers", "name": html.escape(f"{table.deployment.name}: held-out networks"),
+        "type": "scatter", "mode": "markers", "name": html.escape(table.deployment.name),
         "x": predicted, "y": errors,
         "marker": {"color": look["color"], "symbol": look["symbol"], "size": 8, "opacity": 0.85},
         "customdata": [[str(network), s.label_ms] for network, s in zip(networks, table.heldout, strict=True)],

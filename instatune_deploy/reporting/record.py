@@ -216,6 +216,8 @@ def _front(path: Path, recipe: Recipe, root: Path) -> FoundFront:
     target, percentile = str(data["target"]), data["percentile"]
     if percentile not in PERCENTILES:
         raise ValueError(f"percentile: is {percentile!r}")
+    if not data["front"]:
+        raise ValueError("front: is empty")
     for entry in data["front"]:
         _checked(Predicted, entry["predicted"])
         _checked(Deployment, entry["deployment"])

@@ -27,6 +27,7 @@ def copy_project(tmp_path_factory: pytest.TempPathFactory) -> CopyProject:
     with FileLock(f"{shared}.lock"):
         if not shared.exists():
             draft = shared.with_name("unfinished-project")
+            shutil.rmtree(draft, ignore_errors=True)
             write_project(draft)
             found = call_command(draft, "run", "recipe.yaml", "--json")
             assert found.code == 0, found.err

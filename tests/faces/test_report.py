@@ -268,12 +268,23 @@ def test_a_click_pins_a_network_beside_the_full_one(open_page: Open, pages: dict
     assert page.locator("#pins tbody tr").last.locator("td").nth(2).locator("svg").count() == 1
     budget(page, int(page.locator("#budget").get_attribute("max") or ""))  # a pin stays where the selection moves
     assert headers() == ["full network", "within the budget", "pin 1"]
+    page.wait_for_timeout(700)  # two at once count as one, which a tap on a screen is
     points.nth(2).click(force=True)
     assert headers() == ["full network", "within the budget"]
     for number in range(4):
         points.nth(number).click(force=True)
     assert headers() == ["full network", "within the budget", "pin 1", "pin 2", "pin 3"]
     assert page.locator("#pins tbody tr").first.locator("td").last.text_content() == "4L[6-512 6-512 6-512 6-512]"
+
+
+@needs_browser
+def test_a_tap_pins_a_network_once(open_page: Open, pages: dict[str, Path]) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    page = open_page(pages["recorded"], **phone)
+    page.locator("#front-plot .scatterlayer .trace").first.locator(".points path").nth(2).tap(force=True)
+    page.wait_for_function("document.querySelectorAll('#pins thead th').length > 2")
+    page.wait_for_timeout(300)  # the click that follows a touch
+    assert page.locator("#pins thead th").count() == 3
 
 
 @needs_browser

@@ -103,7 +103,7 @@ function drawFront(chosen) {
     data: traces,
     layout: {
       uirevision: `${front.title} ${scale.cost}`, hovermode: "closest",
-      xaxis: { title: { text: `${what}, ${scale.unit}` } }, yaxis: { title: { text: `${front.metric}, search split, %` } },
+      xaxis: { title: { text: `${what}, ${scale.unit}` } }, yaxis: { title: { text: `${front.metric}, search split${front.samples ? `, n=${front.samples}` : ""}, %` } },
       shapes: [{ type: "line", x0: Number(budgetText()), x1: Number(budgetText()), y0: 0, y1: 1, yref: "paper", line: { color: ink, width: 2, dash: "dash" } }],
     },
   });
@@ -156,6 +156,7 @@ function drawPins(chosen) {
     [`${front.metric}, search split`, (c) => percent(c.score) + (c.source && !c.source.startsWith("measured") ? ` (${c.source})` : "")],
     [`measured ${front.percentile}`, (c) => (c.measured_ms === null ? "not yet" : `${number(c.measured_ms)} ms`)],
     [`${front.metric}, report split`, (c) => (c.measured_score === null ? "not yet" : `${percent(c.measured_score)}, n=${c.measured_samples}`)],
+    ["artifact", (c) => c.artifact || "none"],
   ];
   const body = table.createTBody();
   for (const [name, value] of rows) {
@@ -252,9 +253,12 @@ if (byId("front")) {
     if (chosen && !pins.includes(chosen)) togglePin(chosen);
   });
   byId("copy-command").addEventListener("click", (event) => copy(event.target, byId("command").textContent));
+  let last = { index: -1, at: 0 };
   byId("front-plot").on("plotly_click", (event) => {
-    const index = event.points[0].customdata;
-    if (index !== undefined) togglePin(front.candidates[index]);
+    const index = event.points[0].customdata, at = performance.now();
+    const twice = index === last.index && at - last.at < 600; // a tap comes as a touch, then as a mouse's click
+    last = { index, at };
+    if (index !== undefined && !twice) togglePin(front.candidates[index]);
   });
   redraw.push(update);
 }
