@@ -18,11 +18,10 @@ from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import Evaluation, ParetoFront
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import NetworkShape
-from instatune_deploy.values.objectives import DEFAULT
 from instatune_deploy.values.recipe import Recipe
 from instatune_deploy.values.space import SearchSpace
 from instatune_deploy.values.steadying import steadied
-from instatune_deploy.workspace import Workspace, content_key, write_json
+from instatune_deploy.workspace import Workspace, content_key, front_path, write_json
 
 #: Says which targets' search evaluates; written before it does, so that one that was stopped is resumed as it was.
 OWNER_FILE = "searched_by.json"
@@ -153,14 +152,6 @@ class Fronts:
         self.report(
             f"search round {found.round}: {found.evaluated} evaluated, hypervolume {found.hypervolume:.4f}{tau}"
         )
-
-
-def front_path(workspace: Workspace, recipe: Recipe, target: str) -> Path:
-    """Where a run keeps the front of a target; those of unusual objectives or limits have names of their own."""
-    objectives, limits = recipe.search.goals(recipe.metric)
-    wanted = [str(objective) for objective in objectives], [str(limit) for limit in limits]
-    special = "" if objectives == DEFAULT and not limits else f"-{content_key(wanted)[:8]}"
-    return workspace.path("fronts", f"{target}-{recipe.percentile}{special}.json")
 
 
 def read_front(workspace: Workspace, recipe: Recipe, target: str) -> ParetoFront:

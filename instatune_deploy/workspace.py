@@ -9,13 +9,19 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from instatune_deploy.errors import UsageError
 from instatune_deploy.values.hashing import sha256_file
+from instatune_deploy.values.objectives import DEFAULT
+
+if TYPE_CHECKING:
+    from instatune_deploy.values.recipe import Recipe
 
 
 def content_key(*parts: Any) -> str:
@@ -83,13 +89,22 @@ def move_directory(source: Path, path: Path) -> None:
 
 
 #: What is written of the stages that are done.
-_RECORDS = ".stages"
+RECORDS = ".stages"
 _LOCK = ".lock"
 
 
 def is_run(directory: Path) -> bool:
     """Whether `directory` is that of a run: a folder with a recipe alone may be a user's own."""
-    return (directory / _RECORDS).is_dir()
+    return (directory / RECORDS).is_dir()
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A stage that was finished: its name, its outputs relative to the run's directory, and when (UTC)."""
+
+    stage: str
+    outputs: tuple[str, ...]
+    finished: datetime
 
 
 class Workspace:
@@ -100,7 +115,7 @@ class Workspace:
 
     def begin(self) -> None:
         """Make the directory one of a run."""
-        self.path(_RECORDS).mkdir(parents=True, exist_ok=True)
+        self.path(RECORDS).mkdir(parents=True, exist_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -128,7 +143,7 @@ class Workspace:
     def is_done(self, stage: str, key: str) -> bool:
         """Whether `stage` was finished with this key and its outputs still exist."""
         try:
-            record = json.loads(self.path(_RECORDS, f"{stage}.json").read_text(encoding="utf-8"))
+            record = json.loads(self.path(RECORDS, f"{stage}.json").read_text(encoding="utf-8"))
             return bool(record["key"] == key and all(self.path(output).exists() for output in record["outputs"]))
         except (OSError, ValueError, KeyError, TypeError):  # none, or not one that `mark_done` wrote
             return False
@@ -136,7 +151,29 @@ class Workspace:
     def mark_done(self, stage: str, key: str, outputs: list[Path]) -> None:
         """Record that `stage` made `outputs` from what `key` is the hash of; call it after they are in place."""
         names = [str(output.relative_to(self.root)) for output in outputs]
-        write_json(self.path(_RECORDS, f"{stage}.json"), {"key": key, "outputs": names})
+        write_json(self.path(RECORDS, f"{stage}.json"), {"key": key, "outputs": names})
+
+    def finished(self) -> list[StageRecord]:
+        """Every stage that was finished and whose outputs still exist, in the order in which they were."""
+        found = []
+        for path in self.path(RECORDS).glob("*.json"):
+            try:
+                outputs = tuple(json.loads(path.read_text(encoding="utf-8"))["outputs"])
+                whole = all(self.path(output).exists() for output in outputs)
+            except (OSError, ValueError, KeyError, TypeError):  # not one that `mark_done` wrote
+                continue
+            if whole:
+                when = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
+                found.append(StageRecord(path.stem, outputs, when))
+        return sorted(found, key=lambda record: (record.finished, record.stage))
+
+
+def front_path(workspace: Workspace, recipe: Recipe, target: str) -> Path:
+    """Where a run keeps the front of a target; those of unusual objectives or limits have names of their own."""
+    objectives, limits = recipe.search.goals(recipe.metric)
+    wanted = [str(objective) for objective in objectives], [str(limit) for limit in limits]
+    special = "" if objectives == DEFAULT and not limits else f"-{content_key(wanted)[:8]}"
+    return workspace.path("fronts", f"{target}-{recipe.percentile}{special}.json")
 
 
 def data_directories(kind: str, *first: Path) -> list[Path]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -315,3 +317,29 @@ def call_main(
     assert "Traceback" not in captured.err
     lines = [line for line in captured.err.splitlines() if line.strip()]
     return int(code or 0), captured.out, lines[-1] if lines else ""
+
+
+#: The command line, in a process of its own.
+COMMAND = [sys.executable, "-m", "instatune_deploy"]
+
+
+@dataclass
+class Result:
+    """What the command line said, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+def call_command(directory: Path, *arguments: str) -> Result:
+    """`instatune-deploy` in a process of its own, with `directory` as its current one."""
+    found = subprocess.run(
+        [*COMMAND, *arguments], cwd=directory, capture_output=True, text=True, timeout=500, check=False
+    )
+    assert "Traceback" not in found.stderr, found.stderr
+    return Result(found.returncode, found.stdout, found.stderr)

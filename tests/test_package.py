@@ -47,6 +47,12 @@ def test_an_installed_copy_finds_its_targets(installed: Path, tmp_path: Path) ->
     }
 
 
+def test_an_installed_copy_has_what_its_reports_are_made_of(installed: Path) -> None:
+    parts = {path.name for path in (ROOT / "instatune_deploy" / "reporting" / "page").iterdir()}
+    assert {"run.html", "compare.html", "page.css", "front.js"} <= parts
+    assert {path.name for path in (installed / "instatune_deploy" / "reporting" / "page").iterdir()} == parts
+
+
 def test_help_and_targets_import_no_framework(tmp_path: Path) -> None:
     code = (
         "import sys\n"

@@ -81,6 +81,20 @@ def test_a_stage_is_done_for_its_key_while_its_outputs_exist(tmp_path: Path) -> 
     assert not workspace.is_done("profile", "k1")
 
 
+def test_what_is_finished_is_listed_in_order_while_its_outputs_exist(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    for hour, stage in enumerate(("search", "finetune", "gone")):
+        write_json(workspace.path(f"{stage}.out"), {})
+        workspace.mark_done(stage, "k", [workspace.path(f"{stage}.out")])
+        os.utime(workspace.path(".stages", f"{stage}.json"), (3600 * hour, 3600 * hour))
+    workspace.path("gone.out").unlink()
+    write_text(workspace.path(".stages", "damaged.json"), "{")
+    assert [(r.stage, r.outputs, r.finished.hour) for r in workspace.finished()] == [
+        ("search", ("search.out",), 0),
+        ("finetune", ("finetune.out",), 1),
+    ]
+
+
 @pytest.mark.parametrize("record", ["", "{", "{}", "[]", '{"key": "k", "outputs": 3}', "null"])
 def test_a_damaged_record_means_not_done(tmp_path: Path, record: str) -> None:
     workspace = Workspace(tmp_path)

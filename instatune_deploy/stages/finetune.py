@@ -28,9 +28,10 @@ from instatune_deploy.elastic.training import (
     trainer_arguments,
     with_dropout,
 )
+from instatune_deploy.values.history import TrainingHistory
 from instatune_deploy.values.recipe import FinetuneSection
 from instatune_deploy.values.space import SearchSpace
-from instatune_deploy.workspace import Workspace, content_key, new_directory
+from instatune_deploy.workspace import Workspace, content_key, new_directory, write_json
 
 Report = Callable[[str], None]
 
@@ -79,6 +80,8 @@ def finetune(
         with new_directory(path) as draft:
             save_supernet(supernet, draft)
             processor.save(draft)
+        history = TrainingHistory.of("super-network", len(data.train), trainer.state.log_history)
+        write_json(workspace.path("training", "supernet.json"), history.to_dict())
         workspace.mark_done("finetune", elastic_key, [path])
         shutil.rmtree(workspace.path(".checkpoints"), ignore_errors=True)
     wait_for_all()
@@ -106,11 +109,14 @@ def fine_tuned(
     checkpoints = workspace.path(".checkpoints", f"teacher-{key}")
     report(f"fine-tuning the full model: {settings.teacher.epochs:g} epochs of {len(data.train)} samples")
     arguments = trainer_arguments(settings.teacher, data.train, processor, checkpoints, seed, report)
-    train(BucketTrainer(model=model, **arguments), checkpoints, report, compile_layers=settings.teacher.compile_layers)
+    trainer = BucketTrainer(model=model, **arguments)
+    train(trainer, checkpoints, report, compile_layers=settings.teacher.compile_layers)
     if is_main_process():
         with new_directory(path) as draft:
             model.save_pretrained(draft)
             processor.save(draft)
+        history = TrainingHistory.of("full model", len(data.train), trainer.state.log_history)
+        write_json(workspace.path("training", "teacher.json"), history.to_dict())
         workspace.mark_done("teacher", key, [path])
     wait_for_all()
     # Read back, so that a run that was stopped here and one that was not go on from the same bytes.

@@ -14,9 +14,10 @@ from instatune_deploy.elastic.subnetwork import load_subnetwork
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.trainer import DistillingTrainer
 from instatune_deploy.elastic.training import loss_of, rates_of, train, trainer_arguments, with_dropout
+from instatune_deploy.values.history import TrainingHistory
 from instatune_deploy.values.recipe import FinetuneSection
 from instatune_deploy.values.space import Architecture
-from instatune_deploy.workspace import Workspace, content_key, new_directory
+from instatune_deploy.workspace import Workspace, content_key, new_directory, write_json
 
 
 def tune(
@@ -51,6 +52,8 @@ def tune(
     train(trainer, checkpoints, report, ema_decay=settings.ema_decay, compile_layers=settings.compile_layers)
     with new_directory(path) as draft:
         network.save_pretrained(draft)
+    history = TrainingHistory.of(str(architecture), len(data.train), trainer.state.log_history)
+    write_json(workspace.path("training", f"tuned-{key}.json"), history.to_dict())
     workspace.mark_done(stage, key, [path])
     shutil.rmtree(checkpoints, ignore_errors=True)
     return load_subnetwork(path)

@@ -7,8 +7,7 @@ import math
 import os
 import signal
 import subprocess
-import sys
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +27,8 @@ from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.selection import Selection
 from instatune_deploy.values.space import Architecture
-from tests.helpers import write_project
-
-COMMAND = [sys.executable, "-m", "instatune_deploy"]
-
-
-@dataclass
-class Result:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-def call(directory: Path, *arguments: str) -> Result:
-    found = subprocess.run(
-        [*COMMAND, *arguments], cwd=directory, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert "Traceback" not in found.stderr, found.stderr
-    return Result(found.returncode, found.stdout, found.stderr)
+from tests.helpers import COMMAND, write_project
+from tests.helpers import call_command as call
 
 
 def kill_at(directory: Path, moment: str, *arguments: str) -> None:
@@ -69,20 +48,14 @@ def kill_at(directory: Path, moment: str, *arguments: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("project")
-    write_project(directory)
-    return directory
+def run(copy_project: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    return copy_project(tmp_path_factory.mktemp("finished") / "project")
 
 
 @pytest.fixture(scope="module")
-def run(project: Path) -> Path:
-    """A finished run."""
-    found = call(project, "run", "recipe.yaml", "--json")
-    assert found.code == 0, found.err
-    selections = found.json["selections"]
-    assert len(selections) == 1
-    return project / "runs" / "tiny"
+def project(run: Path) -> Path:
+    return run.parents[1]
 
 
 def test_a_run_ends_with_an_artifact_that_keeps_to_its_budget(run: Path) -> None:

@@ -1,0 +1,1 @@
+"""A run, or two side by side, as one HTML page that needs nothing else; reads the run's directory alone."""
