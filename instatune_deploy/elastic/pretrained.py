@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -52,7 +53,10 @@ def load_config(name: str) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name}: no model can be loaded: {' '.join(str(error).split())[:300]}") from None
+        reason = " ".join(str(error).split())[:300]
+        if name.startswith((".", "/", "~")) and not Path(name).exists():
+            reason = "there is no such directory"
+        raise CheckpointError(f"{name}: no model can be loaded: {reason}") from None
     axes = config_axis_map(config)
     if axes.inputs == "image" and getattr(config, "image_size", None) is None:
         config.image_size = _image_size(name)  # a config of convolutions need not say it
@@ -74,15 +78,12 @@ def _image_size(name: str) -> int:
     return int(height)
 
 
-def load_pretrained(name: str, task: Task, classes: tuple[str, ...], *, reset_head: bool, seed: int) -> PreTrainedModel:
-    """The model `name` with a head for `task`. A head that the checkpoint lacks is initialised by `seed`.
+def check_reads(name: str, config: PretrainedConfig, task: Task) -> None:
+    """Make sure that the model called `name` reads what a task is about.
 
     Raises:
-        CheckpointError: a tensor of the body is missing, only some of the head are there, or any tensor has another
-            shape; names it. Or the head gives no loss to train with.
-        FamilyError: the model cannot be elastic, or its family is not for this task.
+        FamilyError: its family is not for this task.
     """
-    config = load_config(name)
     axes = axis_map(config.model_type)
     if task == "visual-question-answering":
         fits = axes.texts_too is not None
@@ -94,6 +95,18 @@ def load_pretrained(name: str, task: Task, classes: tuple[str, ...], *, reset_he
         fits = (axes.inputs == "image") == (task == "image-classification")
     if not fits:
         raise FamilyError(f"{name}: a {config.model_type} model cannot do {task}")
+
+
+def load_pretrained(name: str, task: Task, classes: tuple[str, ...], *, reset_head: bool, seed: int) -> PreTrainedModel:
+    """The model `name` with a head for `task`. A head that the checkpoint lacks is initialised by `seed`.
+
+    Raises:
+        CheckpointError: a tensor of the body is missing, only some of the head are there, or any tensor has another
+            shape; names it. Or the head gives no loss to train with.
+        FamilyError: the model cannot be elastic, or its family is not for this task.
+    """
+    config = load_config(name)
+    check_reads(name, config, task)
     transformers.set_seed(seed)
     own_labels = {
         "num_labels": len(classes), "id2label": dict(enumerate(classes)),
@@ -119,8 +132,8 @@ def _load(name: str, task: Task, options: dict[str, Any], *, reset_head: bool) -
     except RuntimeError as error:
         misfit = _first_misfit(name, task, options) or " ".join(str(error).split())[:300]
         raise CheckpointError(f"{name}: {misfit}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name}: {' '.join(str(error).split())[:300]}") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{name}: its weights cannot be read: {' '.join(str(error).split())[:300]}") from None
     _check_missing(name, model, set(info["missing_keys"]), reset_head=reset_head)
     if not reset_head and not {"labels", "start_positions"} & inspect.signature(model.forward).parameters.keys():
         raise CheckpointError(

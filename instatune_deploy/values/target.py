@@ -82,7 +82,9 @@ def read_target(path: Path) -> Target:
         target = pydantic.TypeAdapter(Target).validate_python(data)
     except pydantic.ValidationError as error:
         raise TargetError(f"{path}: {first_fault(error)}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise TargetError(f"{path}: {error.strerror}") from None
+    except (ValueError, yaml.YAMLError) as error:
         raise TargetError(f"{path}: {' '.join(str(error).split())}") from None
     for index, deployment in enumerate(target.deployments):
         if deployment.runtime == "fake":  # a stand-in for tests, which build their targets without a file
@@ -104,3 +106,13 @@ def find_target(name: str, directories: list[Path]) -> Target:
         if path.is_file():
             return read_target(path)
     raise UnknownNameError("target", name, {path.stem for d in directories for path in d.glob("*.yaml")})
+
+
+def every_target(directories: list[Path]) -> list[Target]:
+    """All targets in `directories` by name, each from the first that has it.
+
+    Raises:
+        TargetError: a file does not validate.
+    """
+    names = {path.stem for directory in directories for path in directory.glob("*.yaml")}
+    return [find_target(name, directories) for name in sorted(names)]

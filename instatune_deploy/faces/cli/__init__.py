@@ -2,9 +2,11 @@
 
 from instatune_deploy.faces.cli import (  # noqa: F401
     bench,
+    doctor,
     export,
     finetune,
     fleet,
+    init,
     package,
     profile,
     report,
