@@ -26,7 +26,7 @@ from instatune_deploy.stages.profile.table import refit
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.latency import LatencyTable, raw_file, table_file
-from instatune_deploy.values.macs import ModelShape
+from instatune_deploy.values.macs import NetworkShape
 from instatune_deploy.values.recipe import ProfileSection, read_recipe
 from instatune_deploy.values.shelf import find_table
 from instatune_deploy.values.space import SearchSpace
@@ -97,7 +97,7 @@ class Prober:
 
 
 def look_up(
-    target: Target, deployment: Deployment, shape: ModelShape, space: SearchSpace, settings: ProfileSection, out: Path
+    target: Target, deployment: Deployment, shape: NetworkShape, space: SearchSpace, settings: ProfileSection, out: Path
 ) -> tuple[LatencyTable | None, list[str]]:
     """The latency table for networks of `shape` that covers `space`, and lines about those passed over; see `find_table`.
 

@@ -19,13 +19,14 @@ from instatune_deploy.drafting.source import find_source
 from instatune_deploy.drafting.writing import Draft, to_yaml
 from instatune_deploy.elastic.families import axis_map
 from instatune_deploy.elastic.pretrained import load_config, space_for
-from instatune_deploy.elastic.subnetwork import model_shape
+from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.errors import DatasetError, TargetError, UnknownNameError
 from instatune_deploy.job import Job
 from instatune_deploy.planning.estimate import Plan, make_plan
 from instatune_deploy.values.macs import count_macs
+from instatune_deploy.values.presets import FAMILY_PRESETS
 from instatune_deploy.values.recipe import METRICS, DataSection, Recipe, Task, parse_recipe
-from instatune_deploy.values.space import FAMILY_PRESETS, SearchSpace
+from instatune_deploy.values.space import SearchSpace
 from instatune_deploy.values.target import every_target, find_target
 from instatune_deploy.workspace import Workspace, data_directories
 

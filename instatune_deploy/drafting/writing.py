@@ -133,13 +133,13 @@ def _about(draft: Draft, key: str) -> str:
 
 def _space(draft: Draft) -> list[str]:
     if draft.space is None:
-        return [_says("space", "paper", f"the published choices of {draft.family} models")]
+        return [_says("space", "paper", f"the preset for {draft.family} models")]
     space = draft.space
     return [
         f"# {space.size:,} sub-networks; the smallest has {100 * draft.smallest_share:.0f}% of the full network's multiply-accumulates.",
         "# `space: auto` instead proposes the choices of each layer from its importance, once the model is fine-tuned.",
         "space:",
-        _says("depths", list(space.depths), "layers", 2),
+        _says("depths", list(space.depths[0]), "layers", 2),
         _says("heads", list(space.head_choices), "attention heads of a layer", 2),
         _says("ffn", list(space.ffn_choices), "MLP neurons of a layer", 2),
     ]

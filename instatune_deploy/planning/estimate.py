@@ -150,7 +150,8 @@ class _Costs:
         if settings.importance == "none" and settings.layer_order == "last_first":
             return 0.0
         rows = min(settings.importance_rows, len(self.job.data.train))
-        depth, least = full_architecture(self.job.config).depth, self.job.named_space.depths[0]
+        depth = full_architecture(self.job.config).depth
+        least = sum(stage[0] for stage in self.job.named_space.depths)
         passes = 3 + sum(left * left / depth for left in range(least, depth))
         return rows * self.speed.sample_s * passes
 

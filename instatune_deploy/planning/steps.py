@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from instatune_deploy.device.fingerprint import detect, usable_deployments
-from instatune_deploy.elastic.subnetwork import model_shape
+from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.job import Job
 from instatune_deploy.profiling import look_up
 from instatune_deploy.searching import Fronts
@@ -18,7 +18,8 @@ from instatune_deploy.values.costs import Goal
 from instatune_deploy.values.evaluations import read_evaluations
 from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.latency import LatencyTable
-from instatune_deploy.values.space import AUTO, SearchSpace
+from instatune_deploy.values.presets import AUTO
+from instatune_deploy.values.space import SearchSpace
 from instatune_deploy.values.target import Target
 
 Kind = Literal["teacher", "space", "super-network", "table", "front", "selection"]

@@ -1,41 +1,43 @@
-"""Drawings of architectures as SVG: heads and MLP widths by layer, and what the full network has more."""
+"""Drawings of architectures as SVG: what each layer keeps, and what the full network has more."""
 
 from __future__ import annotations
 
-from instatune_deploy.values.space import Architecture, LayerChoice, SearchSpace
+from instatune_deploy.values.space import TRANSFORMER, Architecture, LayerChoice, SearchSpace
 
-#: In units of the drawing: a layer's row, where heads begin, a head, the gap before the MLP's bar, and its full length.
-_ROW, _LEFT, _HEADS, _GAP, _BAR = 16, 24, 96, 12, 96
+#: In units of the drawing: a layer's row, where the first dimension begins, the length of the most of a dimension, and a gap.
+_ROW, _LEFT, _LENGTH, _GAP = 16, 24, 96, 12
+_WORDS = {"heads": "heads", "ffn": "neurons", "filters": "filters"}
 
 
 def draw(architecture: Architecture, full: Architecture | None, space: SearchSpace | None) -> str:
-    """An `<svg>` of a network, a row a layer: its heads as cells, its MLP's neurons as a bar.
+    """An `<svg>` of a network, a row a layer: its heads as cells, all else it has counts of as bars.
 
-    What the full network has beyond it is drawn as outlines. Colours are the page's: classes ``kept-heads``,
-    ``kept-ffn``, ``dropped`` and ``words``.
+    What the full network has beyond it is drawn as outlines. Colours are the page's: classes ``kept-heads``, ``kept-ffn``, ``kept-filters``
+    ``dropped`` and ``words``.
 
     Args:
         full: the full network; None: as large as the network itself.
-        space: says which layers a depth keeps; None, or another depth: the first ones.
+        space: says which layers a depth keeps, and what is counted; None, or one that it is not in: the first layers.
     """
     full = full or architecture
-    rows = _rows(architecture, full, space)
-    most_heads = max(choice.heads for choice in (*full.layers, *architecture.layers))
-    most_ffn = max(choice.ffn for choice in (*full.layers, *architecture.layers))
+    rows, names = _rows(architecture, full, space), _dimensions(architecture, space)
+    most = [max(counts) for counts in zip(*full.layers, *architecture.layers, strict=True)]
     lines = []
     for number, (whole, kept) in enumerate(rows):
         top = number * _ROW + 2
         lines.append(f'<text class="words" x="{_LEFT - 8}" y="{top + 10}" text-anchor="end">{number + 1}</text>')
-        lines.append(
-            _cells("dropped", kept.heads if kept else 0, max(whole.heads, kept.heads if kept else 0), most_heads, top)
-        )
-        lines.append(_bar("dropped", whole.ffn, most_ffn, top))
-        if kept is not None:
-            lines.append(_cells("kept-heads", 0, kept.heads, most_heads, top))
-            lines.append(_bar("kept-ffn", kept.ffn, most_ffn, top))
-        says = f"{kept.heads} · {kept.ffn}" if kept is not None else "dropped"
-        lines.append(f'<text class="words" x="{_LEFT + _HEADS + _GAP + _BAR + 8}" y="{top + 10}">{says}</text>')
-    width, height = _LEFT + _HEADS + _GAP + _BAR + 72, len(rows) * _ROW + 2
+        for kind, (name, size) in enumerate(zip(names, most, strict=True)):
+            place = _LEFT + kind * (_LENGTH + _GAP), top, size
+            own = kept[kind] if kept else 0
+            if name == "heads":
+                lines.append(_cells("dropped", own, max(whole[kind], own), *place))
+                lines.append(_cells(f"kept-{name}", 0, own, *place))
+            else:
+                lines.append(_bar("dropped", whole[kind], *place))
+                lines.append(_bar(f"kept-{name}", own, *place) if own else "")
+        says = " · ".join(map(str, kept)) if kept is not None else "dropped"
+        lines.append(f'<text class="words" x="{_end(names) + 8}" y="{top + 10}">{says}</text>')
+    width, height = _end(names) + 72, len(rows) * _ROW + 2
     return (
         f'<svg class="drawing" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
         f'aria-label="{describe(architecture, full, space)}">{"".join(filter(None, lines))}</svg>'
@@ -44,12 +46,24 @@ def draw(architecture: Architecture, full: Architecture | None, space: SearchSpa
 
 def describe(architecture: Architecture, full: Architecture | None, space: SearchSpace | None) -> str:
     """The drawing in words, for who does not see it."""
-    rows = _rows(architecture, full or architecture, space)
-    said = [
-        f"layer {number}: {kept.heads} heads, {kept.ffn} neurons" if kept is not None else f"layer {number}: dropped"
-        for number, (_, kept) in enumerate(rows, start=1)
-    ]
+    rows, names = _rows(architecture, full or architecture, space), _dimensions(architecture, space)
+    said = []
+    for number, (_, kept) in enumerate(rows, start=1):
+        counts = [f"{count} {_WORDS.get(name, name)}" for count, name in zip(kept or (), names, strict=False)]
+        said.append(f"layer {number}: {', '.join(counts) or 'dropped'}")
     return f"{architecture.depth} of {len(rows)} layers; " + "; ".join(said)
+
+
+def _dimensions(architecture: Architecture, space: SearchSpace | None) -> tuple[str, ...]:
+    """What the counts of a layer are of."""
+    counts = len(architecture.layers[0])
+    if space is not None and len(space.dimensions) == counts:
+        return space.dimensions
+    return TRANSFORMER if counts == len(TRANSFORMER) else ("filters",) * counts
+
+
+def _end(names: tuple[str, ...]) -> int:
+    return _LEFT + len(names) * (_LENGTH + _GAP) - _GAP
 
 
 def _rows(
@@ -58,24 +72,25 @@ def _rows(
     """For each layer of the full network its own choice, and what the architecture keeps of it (None: nothing)."""
     total = max(full.depth, architecture.depth)
     places: tuple[int, ...] = tuple(range(architecture.depth))
-    if space is not None and space.layers == total and architecture.depth in space.depths:
-        places = space.kept_layers(architecture.depth)
+    depths = [] if space is None or space.layers != total else list(map(set, space.depths))
+    if space is not None and len(depths) == len(architecture.depths):
+        known = all(depth in choices for depth, choices in zip(architecture.depths, depths, strict=True))
+        places = space.kept_layers(architecture.depths) if known else places
     kept = dict(zip(places, architecture.layers, strict=True))
     whole = [full.layers[i] if i < full.depth else architecture.layers[i] for i in range(total)]
     return [(whole[i], kept.get(i)) for i in range(total)]
 
 
-def _cells(kind: str, first: int, last: int, most: int, top: int) -> str:
-    """One path of the cells of heads `first` to `last`."""
-    step = _HEADS / most
+def _cells(kind: str, first: int, last: int, left: int, top: int, most: int) -> str:
+    """One path of the cells `first` to `last`."""
+    step = _LENGTH / most
     size = max(1.0, step - 1.5)
     moves = "".join(
-        f"M{_LEFT + head * step:.1f} {top}h{size:.1f}v{_ROW - 4}h-{size:.1f}z" for head in range(first, last)
+        f"M{left + cell * step:.1f} {top}h{size:.1f}v{_ROW - 4}h-{size:.1f}z" for cell in range(first, last)
     )
     return f'<path class="{kind}" d="{moves}"/>' if moves else ""
 
 
-def _bar(kind: str, neurons: int, most: int, top: int) -> str:
-    """The bar of an MLP."""
-    length = _BAR * neurons / most
-    return f'<rect class="{kind}" x="{_LEFT + _HEADS + _GAP}" y="{top}" width="{length:.1f}" height="{_ROW - 4}"/>'
+def _bar(kind: str, count: int, left: int, top: int, most: int) -> str:
+    """A bar as long as its count."""
+    return f'<rect class="{kind}" x="{left}" y="{top}" width="{_LENGTH * count / most:.1f}" height="{_ROW - 4}"/>'

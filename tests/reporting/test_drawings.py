@@ -11,7 +11,7 @@ from instatune_deploy.reporting.drawings import draw
 from instatune_deploy.values.space import Architecture, SearchSpace
 
 FULL = Architecture.uniform(4, 6, 96)
-SPACE = SearchSpace((2, 3, 4), ((2, 6),) * 4, ((32, 96),) * 4, (1, 2))
+SPACE = SearchSpace.stack((2, 3, 4), ((2, 6),) * 4, ((32, 96),) * 4, (1, 2))
 
 
 def cells(svg: str, kind: str) -> list[int]:
@@ -52,3 +52,10 @@ def test_without_a_space_the_first_layers_are_drawn_and_without_a_full_network_i
     assert cells(alone, "dropped") == []
     assert cells(alone, "kept-heads") == [2, 2]
     assert draw(Architecture.uniform(5, 8, 128), FULL, SPACE).count("<text") == 10  # larger than the full network
+
+
+def test_a_network_of_stages_is_drawn_by_its_filters() -> None:
+    space = SearchSpace(((1, 2), (1, 2)), (((8, 16),) * 2 + ((16, 32),) * 2,), (3, 1), (2, 2), ("filters",))
+    svg = draw(Architecture.parse("3L[8 16 | 32]"), space.largest, space)
+    assert lengths(svg, "kept-filters") == [24, 48, 96]
+    assert "layer 2: 16 filters; layer 3: 32 filters; layer 4: dropped" in svg

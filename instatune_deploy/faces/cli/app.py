@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -114,7 +114,7 @@ def main() -> None:
         if isinstance(error, (SystemExit, GeneratorExit)):
             raise
         if type(error).__name__ == "NoArgsIsHelpError":
-            error.show()  # type: ignore[attr-defined]  the parser's: it is the help
+            cast(Any, error).show()  # the parser's: it is the help
             sys.exit(2)
         if "--debug" in flags:
             traceback.print_exc()
