@@ -7,22 +7,24 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from instatune_deploy.errors import UsageError
+from instatune_deploy.errors import ArtifactError, UsageError
 from instatune_deploy.values.changes import changes, flattened, in_a_line
 from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.objectives import DEFAULT
 
 if TYPE_CHECKING:
     from instatune_deploy.values.recipe import Recipe
+
+Value = TypeVar("Value")
 
 
 def content_key(*parts: Any) -> str:
@@ -57,6 +59,19 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def read_json(path: Path, make: Callable[[Any], Value]) -> Value:
+    """What `make` makes of a run's JSON file.
+
+    Raises:
+        ArtifactError: it cannot be read, is not JSON or of another form; says what to do.
+    """
+    try:
+        return make(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = error.strerror if isinstance(error, OSError) else " ".join(f"{type(error).__name__}: {error}".split())
+        raise ArtifactError(f"{path} is damaged: {why}; remove it, and the same command makes it anew") from None
 
 
 def write_json(path: Path, data: Any) -> None:
