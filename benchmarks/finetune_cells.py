@@ -10,7 +10,7 @@ import json
 import random
 import shutil
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +82,30 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper_epochs_x3": {"preset": "paper", "gamma": "on", "epochs": 12},
     "space_small": {},
     "space_large": {},
+    # The paper's Fig. 4 for BEiT-3: 9 to 12 of 12 layers, in the place of 11 or 12.
+    "layers_9_to_12": {},
 }
 
 #: Spaces other than the task's own, as multiples (rounded) of the full model's layers, heads and MLP width: how large a space?
 SPACES = {
     "space_small": ([0.5, 1.0], [0.5, 1.0], [1 / 3, 1.0]),
     "space_large": ([1 / 3, 0.5, 2 / 3, 5 / 6, 1.0], [i / 6 for i in range(1, 7)], [i / 12 for i in range(1, 13)]),
+    "layers_9_to_12": ([9 / 12, 10 / 12, 11 / 12, 1.0], [6 / 12, 8 / 12, 10 / 12, 1.0], [2 / 3, 5 / 6, 1.0]),
 }
 
 
 class Bench:
-    """The cells of one task; each is measured once and kept."""
+    """The cells of one task; each is measured once and kept.
 
-    def __init__(self, material: Material, report: Report, run: Path) -> None:
+    Args:
+        cuts: shares of multiply-accumulates by name; `control_cuts`: names of those that the control is trained for.
+    """
+
+    def __init__(
+        self, material: Material, report: Report, run: Path, *, cuts: Mapping[str, float] = CUTS,
+        control_cuts: Sequence[str] = CONTROL_CUTS,
+    ) -> None:  # fmt: skip
+        self.cuts, self.control_cuts = cuts, control_cuts
         self.material, self.report, self.root = material, report, run / material.subject.name
         self.name, self.space = material.subject.name, material.space
         self.key = f"{self.name}, {material.subject.train_rows or 'all'} rows"
@@ -102,7 +113,7 @@ class Bench:
 
     def limit(self, shape: ModelShape, cut: str) -> float:
         """Multiply-accumulates that a network may have."""
-        return (1 - CUTS[cut]) * count_macs(shape, shape.full())
+        return (1 - self.cuts[cut]) * count_macs(shape, shape.full())
 
     # -- trainings ------------------------------------------------------------------------------------------------
 
@@ -280,7 +291,7 @@ class Bench:
         """For each cut the networks of its size that there are to choose from, and a dozen of them at random."""
         shape, rng = self.material.full_shape, random.Random(seed)
         everything = space.sample(min(30_000, space.size), seed=0)
-        limits = {cut: self.limit(shape, cut) for cut in CUTS}
+        limits = {cut: self.limit(shape, cut) for cut in self.cuts}
         pools = {
             cut: [a for a in everything if 0.9 * limit < count_macs(shape, a) <= limit] for cut, limit in limits.items()
         }
@@ -300,7 +311,7 @@ class Bench:
                 full = self.material.full_shape.full()
                 return [alone("full", "0", self.tuned(copy.deepcopy(teacher), self.space, full, seed), full)]
             if method == "prune_distil":
-                pruned = {cut: self.prune(teacher, cut) for cut in CONTROL_CUTS}
+                pruned = {cut: self.prune(teacher, cut) for cut in self.control_cuts}
                 return [
                     alone(method, cut, self.tuned(model, space, architecture, seed), architecture)
                     for cut, (model, space, architecture) in pruned.items()
@@ -326,7 +337,7 @@ class Bench:
         if method == "full":
             self.reference(seed)
         elif method == "prune_distil":
-            for cut in [c for c in CONTROL_CUTS if c in cuts]:
+            for cut in [c for c in self.control_cuts if c in cuts]:
                 self.pruned(seed, cut)
         else:
             self.elastic(method, seed, cuts)

@@ -102,9 +102,13 @@ def shapes_tokenizer() -> PreTrainedTokenizerFast:
 
 def write_shapes_model(
     directory: Path, *, side: int = 32, patch: int = 16, hidden: int = 48, layers: int = 4, heads: int = 4,
-    ffn: int = 96, seed: int = 0,
+    ffn: int = 96, seed: int = 0, resize: bool = True,
 ) -> Path:  # fmt: skip
-    """An untrained BEiT-3 that answers the questions, with its tokenizer and its image processor."""
+    """An untrained BEiT-3 that answers the questions, with its tokenizer and its image processor.
+
+    Args:
+        resize: whether the image processor gives pictures the right size, for those that have another.
+    """
     tokenizer = shapes_tokenizer()
     torch.manual_seed(seed)
     config = Beit3Config(
@@ -118,7 +122,7 @@ def write_shapes_model(
         model.beit3.encoder.embed_positions.A.weight.mul_(3.0)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    ViTImageProcessor(size={"height": side, "width": side}).save_pretrained(directory)
+    ViTImageProcessor(do_resize=resize, size={"height": side, "width": side}).save_pretrained(directory)
     return directory
 
 
