@@ -84,12 +84,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "paper_epochs_x3": {"preset": "paper", "gamma": "on", "epochs": 12},
     "space_small": {},
     "space_large": {},
+    # The paper's Fig. 4 for BEiT-3: 9 to 12 of 12 layers, in the place of 11 or 12.
+    "layers_9_to_12": {},
 }
 
 #: Spaces other than the task's own, as multiples (rounded) of the full model's layers, heads and MLP width: how large a space?
 SPACES = {
     "space_small": ([0.5, 1.0], [0.5, 1.0], [1 / 3, 1.0]),
     "space_large": ([1 / 3, 0.5, 2 / 3, 5 / 6, 1.0], [i / 6 for i in range(1, 7)], [i / 12 for i in range(1, 13)]),
+    "layers_9_to_12": ([9 / 12, 10 / 12, 11 / 12, 1.0], [6 / 12, 8 / 12, 10 / 12, 1.0], [2 / 3, 5 / 6, 1.0]),
 }
 
 

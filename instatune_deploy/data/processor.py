@@ -160,8 +160,10 @@ def _load(name: str, reads: Literal["text", "image"], *, add_prefix_space: bool 
     options: dict[str, bool] = {} if reads == "text" else {"use_fast": False}  # fast ones need torchvision
     if add_prefix_space is not None:
         options["add_prefix_space"] = add_prefix_space
+    what = "tokenizer" if reads == "text" else "image processor"
     try:
         return kind.from_pretrained(name, **options)
+    except KeyError:  # nothing says which, and transformers knows none of the family
+        raise CheckpointError(f"{name}: no {what} can be loaded: the model comes without, save one beside it") from None
     except (OSError, ValueError, ImportError) as error:
-        what = "tokenizer" if reads == "text" else "image processor"
         raise CheckpointError(f"{name}: no {what} can be loaded: {' '.join(str(error).split())[:300]}") from None

@@ -7,7 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from instatune_deploy.elastic.importance import first_order_importance, sort_by_importance
-from instatune_deploy.elastic.models.beit3 import Beit3Config, Beit3ForImageClassification
+from instatune_deploy.elastic.models.beit3 import (
+    Beit3Config,
+    Beit3ForImageClassification,
+    Beit3ForVisualQuestionAnswering,
+)
 from instatune_deploy.elastic.optimizer import RateSettings, parameter_groups
 from instatune_deploy.elastic.pretrained import space_for
 from instatune_deploy.elastic.probing import longest_text, random_model, synthetic_inputs
@@ -134,6 +138,12 @@ def test_a_body_that_reads_both_is_measured_on_images() -> None:
     assert type(model) is Beit3ForImageClassification
     assert list(synthetic_inputs(model.config, 9, 2, seed=0)) == ["pixel_values"]
     assert longest_text(model.config) is None
+
+
+def test_a_model_of_questions_is_measured_on_both(family: Family) -> None:
+    config = family.model.config
+    config.architectures = [type(family.model).__name__]  # as a saved model's has it
+    assert type(random_model(config)) is type(family.model) is Beit3ForVisualQuestionAnswering
 
 
 def test_an_image_classifier_has_vision_experts_alone() -> None:

@@ -111,6 +111,13 @@ def test_state_distance_is_relative_and_leaves_padding_out() -> None:
     student = [states.clone() for states in teacher]
     student[0][mask == 0] += 100.0
     assert float(state_distance(student, teacher, [(0, 0), (1, 1)], mask)) == pytest.approx(0, abs=1e-7)
+    # The mask of a text that follows an image leaves the image in.
+    text = mask[:, 1:]
+    student = [states.clone() for states in teacher]
+    student[0][:, 1:][text == 0] += 100.0
+    assert float(state_distance(student, teacher, [(0, 0), (1, 1)], text)) == pytest.approx(0, abs=1e-7)
+    student[0][0, 0] += 100.0
+    assert float(state_distance(student, teacher, [(0, 0), (1, 1)], text)) > 100
     doubled = [2 * states for states in teacher]
     assert float(state_distance(doubled, teacher, [(0, 0), (1, 1)], mask)) == pytest.approx(1, rel=1e-5)
     assert float(state_distance(doubled, teacher, [(1, 1)], None)) == pytest.approx(1, rel=1e-5)

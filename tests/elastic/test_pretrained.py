@@ -27,7 +27,7 @@ from instatune_deploy.errors import CheckpointError, FamilyError, SpaceError, Un
 from instatune_deploy.values.space import SearchSpace
 from tests.helpers import FAMILIES, make_family
 
-TASK = "text-classification"
+TASK, QUESTIONS = "text-classification", "visual-question-answering"
 CLASSES = ("0", "1", "2")
 
 
@@ -197,6 +197,35 @@ def test_no_model_there(tmp_path: Path) -> None:
 def test_a_model_for_another_task_is_refused(checkpoint: Path) -> None:
     with pytest.raises(FamilyError, match="a bert model cannot do image-classification"):
         load_pretrained(str(checkpoint), "image-classification", CLASSES, reset_head=False, seed=0)
+    for name in ("bert", "vit"):
+        make_family(name).model.save_pretrained(checkpoint / name)
+        with pytest.raises(FamilyError, match=f"a {name} model cannot do {QUESTIONS}"):
+            load_pretrained(str(checkpoint / name), QUESTIONS, CLASSES, reset_head=False, seed=0)
+    make_family("beit3").model.save_pretrained(checkpoint / "images")
+    for task, message in ((QUESTIONS, "needs a model that reads texts"), (TASK, "a beit3 model cannot do")):
+        with pytest.raises(FamilyError, match=message):
+            load_pretrained(str(checkpoint / "images"), task, CLASSES, reset_head=False, seed=0)
+
+
+@torch.inference_mode()
+def test_questions_about_images_are_loaded_with_every_tensor_or_not_at_all(tmp_path: Path) -> None:
+    family = make_family("beit3 with questions")
+    family.model.save_pretrained(tmp_path)
+    found = load_pretrained(str(tmp_path), QUESTIONS, CLASSES, reset_head=False, seed=0).eval()
+    assert torch.equal(found(**family.inputs).logits, family.model(**family.inputs).logits)
+    fresh = load_pretrained(str(tmp_path), QUESTIONS, ("yes", "no"), reset_head=True, seed=0).eval()
+    assert torch.equal(fresh.beit3(**family.inputs)[0], family.model.beit3(**family.inputs)[0])
+    assert fresh(**family.inputs).logits.shape == (3, 2)
+    with pytest.raises(
+        CheckpointError, match=r"head\.3\.bias has shape \(3,\), expected \(2,\); for a new head set reset_head"
+    ):
+        load_pretrained(str(tmp_path), QUESTIONS, ("yes", "no"), reset_head=False, seed=0)
+    drop(tmp_path, "pooler.dense.weight")
+    with pytest.raises(CheckpointError, match=r"tensor pooler\.dense\.weight is missing, expected.*reset_head: true"):
+        load_pretrained(str(tmp_path), QUESTIONS, CLASSES, reset_head=False, seed=0)
+    drop(tmp_path, "beit3.encoder.layers.2.ffn.B.fc1.weight")
+    with pytest.raises(CheckpointError, match=r"tensor beit3\.encoder\.layers\.2\.ffn\.B\.fc1\.weight is missing"):
+        load_pretrained(str(tmp_path), QUESTIONS, CLASSES, reset_head=True, seed=0)
 
 
 def test_spaces_scale_with_the_model_and_must_fit_it() -> None:

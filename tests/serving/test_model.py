@@ -31,6 +31,8 @@ from scipy.special import softmax
 
 from instatune_deploy.data.heads.questions import best_span
 from instatune_deploy.data.processor import Processor
+from instatune_deploy.elastic.pretrained import load_config
+from instatune_deploy.elastic.probing import synthetic_inputs
 from instatune_deploy.repositories import write_repository
 from instatune_deploy.stages.export import Artifact, open_artifact
 from instatune_deploy.values.deployment import Deployment
@@ -47,10 +49,8 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     found = {}
     for name in get_args(Task):
         directory = tmp_path_factory.mktemp("artifact")
-        image = name == "image-classification"
-        found[name] = (
-            export_tiny("image", Deployment("onnxruntime"), directory) if image else export_text(name, directory)
-        )
+        kind = {"image-classification": "image", "visual-question-answering": "image-text"}.get(name)
+        found[name] = export_tiny(kind, Deployment("onnxruntime"), directory) if kind else export_text(name, directory)
     other = shutil.copytree(found["text-classification"].directory, tmp_path_factory.mktemp("artifact") / "openvino")
     replace(found["text-classification"].manifest, deployment=Deployment("openvino")).write(other)
     found["openvino"] = open_artifact(other)
@@ -159,13 +159,9 @@ def tokens(asked: Asked, *texts: Any, **options: Any) -> dict[str, np.ndarray]:
 
 
 def test_tensors_are_answered_as_the_file_does(asked: Asked) -> None:
-    if asked.artifact.manifest.task == "image-classification":
-        inputs = {"pixel_values": np.random.default_rng(1).standard_normal((3, 3, 8, 8), dtype=np.float32)}
-    else:
-        ids = np.random.default_rng(1).integers(5, 18, (3, 9))
-        mask = np.ones_like(ids)
-        mask[1, 4:] = 0
-        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    inputs = synthetic_inputs(load_config(str(asked.artifact.directory)), 9, 3, seed=1)
+    if "attention_mask" in inputs:
+        inputs["attention_mask"][1, 4:] = 0
     found = asked(*tensors(inputs))
     for name, expected in reference(asked.artifact, inputs).items():
         assert np.abs(found[name].astype(np.float32) - expected).max() < 1e-5
@@ -254,6 +250,43 @@ def test_images_are_decoded(asked: Asked) -> None:
         asked(pixel)
     with pytest.raises(InferenceError, match=r"shape \[1, 3, 8, 9\], wanted \[-1, 3, 8, 8\]"):
         asked({**pixel, "shape": [1, 3, 8, 9]})
+
+
+@of_task("visual-question-answering")
+def test_questions_about_images_are_answered(asked: Asked) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 255, (12, 10, 3), dtype=np.uint8)) for _ in range(2)]
+    files = [base64.b64encode(_png(picture)).decode() for picture in pictures]
+    questions = ("what colour is the cross", "how many shapes are red")
+    pixels = asked.processor.encode_images(pictures)
+    expected = reference(asked.artifact, {**tokens(asked, list(questions)), **pixels})["logits"]
+    found = asked(words("image", *files), words("text", *questions))
+    assert np.abs(found["logits"] - expected).max() < 1e-5
+    assert list(found["labels"]) == [f"LABEL_{best}" for best in expected.argmax(axis=1)]
+    # The other picture gets another answer to the same question, and the other question to the same picture.
+    for other in (
+        (words("image", *files[::-1]), words("text", *questions)), (words("image", *files), words("text", *questions[::-1])),
+    ):  # fmt: skip
+        assert np.abs(asked(*other)["logits"] - found["logits"]).max() > 1e-3
+    same = asked(*tensors(pixels), words("text", *questions))
+    assert np.abs(same["logits"] - expected).max() < 1e-5
+    for given, message in (
+        ([words("image", files[0])], "wanted: either image, text or input_ids, attention_mask, pixel_values"),
+        ([words("text", questions[0])], "wanted: either image, text or"),
+        (tensors(pixels), "wanted: either image, text or"),
+        ([*tensors(pixels), words("image", *files), words("text", *questions)], "wanted: either image, text or"),
+        ([words("image", *files), words("text", questions[0])], "one number of rows"),
+        ([words("image", "bm8gaW1hZ2U="), words("text", questions[0])], "cannot be decoded"),
+        ([{**tensors(pixels)[0], "shape": [2, 3, 8, 9]}, words("text", *questions)], r"wanted \[-1, 3, 8, 8\]"),
+    ):  # fmt: skip
+        with pytest.raises(InferenceError, match=message):
+            asked(*given)
+
+
+def _png(picture: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
 
 
 def _large_image() -> bytes:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+from transformers import (
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    AutoModelForVisualQuestionAnswering,
+)
 
+from benchmarks.shapes_task import write_shapes_model
 from instatune_deploy.benching import bench_artifact
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.lowering.onnx import OPSET
 from instatune_deploy.device.lowering.signature import read_signature
 from instatune_deploy.device.runtimes.base import get_runtime
+from instatune_deploy.elastic.probing import synthetic_inputs
 from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import ArtifactError, UsageError
@@ -22,11 +30,22 @@ from instatune_deploy.stages import export as stage
 from instatune_deploy.stages.export import export, open_artifact
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.fixed import FixedSizes
+from instatune_deploy.values.recipe import Task
 from instatune_deploy.values.space import Architecture, SearchSpace
 from instatune_deploy.verifying import verify_artifact
 from tests.helpers import write_image_model, write_text_model
 
 SPACE = SearchSpace.homogeneous(3, [2, 3], [2, 4], [16, 64])
+#: What makes a model, what loads it, and its task.
+KINDS: dict[str, tuple[Callable[[Path], Path], Any, Task]] = {
+    "text": (write_text_model, AutoModelForSequenceClassification, "text-classification"),
+    "image": (write_image_model, AutoModelForImageClassification, "image-classification"),
+    "image-text": (
+        lambda path: write_shapes_model(path, side=8, patch=4, hidden=32, layers=3, ffn=64),
+        AutoModelForVisualQuestionAnswering,
+        "visual-question-answering",
+    ),
+}
 ARCHITECTURE = Architecture.parse("2L[4-16 2-64]")
 
 
@@ -34,17 +53,11 @@ def export_tiny(
     kind: str, deployment: Deployment, directory: Path, *, opset: int = OPSET, fixed: FixedSizes | None = None
 ) -> stage.Artifact:
     """The artifact of an untrained sub-network of unequal layers."""
-    is_text = kind == "text"
-    path = (write_text_model if is_text else write_image_model)(directory / "model")
-    auto = AutoModelForSequenceClassification if is_text else AutoModelForImageClassification
+    write, auto, task = KINDS[kind]
+    path = write(directory / "model")
     model = auto.from_pretrained(path)
-    rng = np.random.default_rng(0)
-    if is_text:
-        ids = rng.integers(5, 17, (4, 8))
-        samples = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-    else:
-        samples = {"pixel_values": rng.standard_normal((4, 3, 8, 8), dtype=np.float32)}
-    processor = Processor(str(path), "text-classification" if is_text else "image-classification", 16)
+    samples = synthetic_inputs(model.config, 8, 4, seed=0)
+    processor = Processor(str(path), task, 16)
     network = Supernet(model, SPACE).extract(ARCHITECTURE)
     return export(
         network, ARCHITECTURE, deployment, model_shape(model, 8), processor, samples, [samples], directory / "out",
@@ -59,6 +72,9 @@ def export_tiny(
         ("image", Deployment("onnxruntime", "int8"), "model_int8.onnx"),
         ("text", Deployment("openvino", "int8"), "openvino_model_int8.xml"),
         ("text", Deployment("torch", "bf16"), "model_bf16.pt2"),
+        ("image-text", Deployment("onnxruntime", "int8"), "model_int8.onnx"),
+        ("image-text", Deployment("openvino", "int8"), "openvino_model_int8.xml"),
+        ("image-text", Deployment("torch", "bf16"), "model_bf16.pt2"),
         ("text", Deployment("openvino", "bf16"), "openvino_model.xml"),
     ],
 )
@@ -98,6 +114,7 @@ def test_outputs_that_are_no_numbers_are_refused(tmp_path: Path, monkeypatch: py
     [
         ("text", Deployment("openvino", "int8"), FixedSizes(1, 16)),
         ("image", Deployment("openvino", "int8"), FixedSizes(2)),
+        ("image-text", Deployment("openvino", "int8"), FixedSizes(1, 14)),
     ],
 )
 def test_an_artifact_of_fixed_sizes(tmp_path: Path, kind: str, deployment: Deployment, fixed: FixedSizes) -> None:
@@ -109,15 +126,16 @@ def test_an_artifact_of_fixed_sizes(tmp_path: Path, kind: str, deployment: Deplo
     for file in artifact.manifest.parity:
         for tensor in read_signature(artifact.directory / file).inputs:
             assert tensor.dims[0] == fixed.batch
-            assert fixed.tokens is None or tensor.dims == (1, 16)
+            assert fixed.tokens is None or len(tensor.dims) == 4 or tensor.dims == (1, fixed.tokens)
     assert artifact.manifest.parity[artifact.model_file().name].max_abs_error < 0.05
     if kind == "text":
         found = bench_artifact(artifact.directory, seconds=1, processes=2, check=False, report=lambda line: None)
         assert (found.tokens, found.deployment.batch) == (16, 1)
-        with pytest.raises(UsageError, match="batch 1, 16 tokens alone"):
-            bench_artifact(artifact.directory, sequence_length=8, report=lambda line: None)
         verified = verify_artifact(artifact.directory, latency=False, report=lambda line: None)
         assert verified.problems == ()
+    if fixed.tokens is not None:
+        with pytest.raises(UsageError, match=f"batch 1, {fixed.tokens} tokens alone"):
+            bench_artifact(artifact.directory, sequence_length=8, report=lambda line: None)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +143,7 @@ def test_an_artifact_of_fixed_sizes(tmp_path: Path, kind: str, deployment: Deplo
     [
         ("text", Deployment("torch", "bf16"), "ONNX Runtime and OpenVINO only"),
         ("image", Deployment("onnxruntime", "int8"), "is not fixed"),
+        ("image-text", Deployment("onnxruntime", "int8"), "is not fixed"),
     ],
 )
 def test_files_that_cannot_do_with_fixed_sizes(tmp_path: Path, kind: str, deployment: Deployment, said: str) -> None:
