@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from instatune_deploy.values.macs import ModelShape
+from instatune_deploy.values.presets import preset
 from instatune_deploy.values.recipe import read_recipe
-from instatune_deploy.values.space import preset
 from instatune_deploy.workspace import Workspace, write_json, write_text
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2LMH
 
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.elastic.probing import synthetic_inputs
-from instatune_deploy.elastic.subnetwork import model_shape
+from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.stages.export import export
 from instatune_deploy.values.deployment import Deployment
