@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from instatune_deploy.faces.api import Run, open_run, profile, run
+    from instatune_deploy.faces.api import Run, elastic_trainer, open_run, profile, run
 
 __version__ = "0.1.0"
-__all__ = ["Run", "open_run", "profile", "run"]
+__all__ = ["Run", "elastic_trainer", "open_run", "profile", "run"]
 
 
 def __getattr__(name: str) -> Any:

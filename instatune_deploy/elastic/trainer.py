@@ -51,7 +51,7 @@ class BucketTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BucketSampler:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(ids) for ids in rows["input_ids"]] if "input_ids" in rows.column_names else None
+        lengths = [len(ids) for ids in rows["input_ids"]] if "input_ids" in getattr(rows, "column_names", ()) else None
         # Processes take batches in turn: like lengths must meet across all of them.
         size = self.args.train_batch_size * self.args.world_size
         return BucketSampler(len(rows), lengths, size, seed=self.args.seed)

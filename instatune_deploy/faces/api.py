@@ -1,4 +1,4 @@
-"""What the command line does, for Python: `run`, `open_run`, `profile`."""
+"""What the command line does, for Python: `run`, `open_run`, `profile`; and `elastic_trainer`, for scripts of one's own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from instatune_deploy import pipeline
 from instatune_deploy.device.lowering.onnx import OPSET
+from instatune_deploy.elastic.standard import elastic_trainer
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import UnknownNameError
 from instatune_deploy.exporting import confirmed, export_network
@@ -25,6 +26,8 @@ from instatune_deploy.values.selection import Selection
 from instatune_deploy.values.space import Architecture
 from instatune_deploy.values.target import Target
 from instatune_deploy.workspace import Workspace
+
+__all__ = ["Run", "Tables", "elastic_trainer", "open_run", "profile", "run"]
 
 Report = Callable[[str], None]
 _log = logging.getLogger("instatune_deploy").info
