@@ -16,15 +16,8 @@ from instatune_deploy.device.labels import find_labels
 from instatune_deploy.device.samples import Samples
 from instatune_deploy.device.timing import summarize
 from instatune_deploy.stages.profile.fit import FIXED, fit_latency, tree_values
-from instatune_deploy.values.latency import (
-    PERCENTILES,
-    SWITCH,
-    CostsMs,
-    HeldOutError,
-    LatencySample,
-    LatencyTable,
-    features,
-)
+from instatune_deploy.values.latency import PERCENTILES, HeldOutError, LatencySample, LatencyTable
+from instatune_deploy.values.layer_costs import SWITCH, CostsMs, features
 from instatune_deploy.values.space import TRANSFORMER, Architecture
 
 #: Standard error (%) that a label has at best: weights do not grow beyond it.
