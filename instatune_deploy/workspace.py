@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+from instatune_deploy.errors import UsageError
 from instatune_deploy.values.hashing import sha256_file
 
 
@@ -81,6 +84,7 @@ def move_directory(source: Path, path: Path) -> None:
 
 #: What is written of the stages that are done.
 _RECORDS = ".stages"
+_LOCK = ".lock"
 
 
 def is_run(directory: Path) -> bool:
@@ -97,6 +101,25 @@ class Workspace:
     def begin(self) -> None:
         """Make the directory one of a run."""
         self.path(_RECORDS).mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within it no other process can work on this run; the lock of a process that died is free. Blocks may be nested.
+
+        Raises:
+            UsageError: another process works on it.
+        """
+        lock = FileLock(self.path(_LOCK), timeout=0, is_singleton=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UsageError(
+                f"another process works on {self.root}: wait for it, or stop it; the same command then goes on"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def path(self, *parts: str) -> Path:
         """A path below the run's directory."""

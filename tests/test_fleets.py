@@ -260,6 +260,10 @@ def test_the_commands_write_verify_and_package(
     ("arguments", "message"),
     [
         ((), "a fleet of what? give --artifact DIR or --latency-budget 5ms"),
+        (
+            ("--artifact", "a/x", "--target", "cpu-avx2"),
+            "--target: these say how to select a network, and none is asked for",
+        ),
         (("--latency-budget", "5ms", "--percentile", "p95"), "unknown percentile 'p95'"),
         (("--artifact", "a/x", "--artifact", "b/x"), "are both called x: give --artifact NAME=b/x"),
         (("--artifact", "nowhere"), "instatune.json: No such file"),

@@ -1,4 +1,4 @@
-"""Committed results hold what DESIGN asks of them, and README quotes them truthfully."""
+"""Committed results hold what DESIGN asks of them, and README and docs quote them truthfully."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import readme
+from benchmarks import pages
+from benchmarks.chart import CHART, deployed_speed_chart
 
 ROOT = Path(__file__).parents[1]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -23,15 +24,17 @@ def test_a_result_says_how_it_came_about(path: Path) -> None:
     assert all(isinstance(value, (int, float)) for value in result["figures"].values())
 
 
-def test_readme_quotes_the_figures_of_the_results() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    quoted = re.findall(r"(-?[\d.]+)<!-- (\w+):([\w.-]+):(\d) -->", text)
-    assert quoted, "README quotes no figure"
-    for number, name, key, digits in quoted:
-        figures = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))["figures"]
-        assert number == f"{figures[key]:.{digits}f}", f"{name}:{key}"
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda path: path.name)
+def test_pages_quote_the_results(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert pages.rendered(text) == text, "python -m benchmarks.pages writes it anew"
 
 
-def test_readme_tables_are_those_of_the_results() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert readme.rendered(text) == text, "python -m benchmarks.readme writes them anew"
+def test_something_is_quoted() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in pages.PAGES)
+    assert len(re.findall(r"<!-- \w+:[\w.-]+:\d -->", text)) > 20
+    assert {*re.findall(r"<!-- table (\w+) -->", text)} == {*pages.TABLES, pages.OVERVIEW}
+
+
+def test_the_chart_is_that_of_the_result() -> None:
+    assert CHART.read_text(encoding="utf-8") == deployed_speed_chart(), "python -m benchmarks.pages draws it anew"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.html import html_table
 from instatune_deploy.values.objectives import DEFAULT, Objectives, parse_objectives
 from instatune_deploy.values.space import Architecture
 
@@ -110,11 +111,6 @@ class Candidate:
         return cls(Architecture.parse(data["architecture"]), deployment, Predicted(**data["predicted"]), measured)
 
 
-def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
-    """Whether `first` is nowhere larger than `second` and somewhere smaller."""
-    return all(a <= b for a, b in zip(first, second, strict=True)) and tuple(first) != tuple(second)
-
-
 def hypervolume(points: npt.ArrayLike, reference: npt.ArrayLike) -> float:
     """Volume that `points`, shape ``(n, objectives)``, dominate below `reference`; every objective is to be made small."""
     array = np.asarray(points, dtype=np.float64)
@@ -131,14 +127,24 @@ class ParetoFront:
     @classmethod
     def of(cls, candidates: Iterable[Candidate], objectives: Objectives = DEFAULT) -> ParetoFront:
         """The front of `candidates`, whatever their order; of equal ones the fastest stays, then the first by name."""
-        points = [(c.point(objectives), c) for c in candidates]
-        points.sort(key=lambda pair: (pair[0], _presented(pair[1])))
-        best: dict[tuple[float, ...], Candidate] = {}
-        for point, candidate in points:
-            # Sorted by one objective after the other: nothing later can dominate something earlier.
-            if point not in best and not any(dominates(other, point) for other in best):
-                best[point] = candidate
-        return cls(tuple(sorted(best.values(), key=_presented)), objectives)
+        shown = sorted(candidates, key=_presented)  # of equal points the first is kept
+        if not shown:
+            return cls((), objectives)
+        points = np.array([c.point(objectives) for c in shown], dtype=np.float64)
+        kept = moocore.is_nondominated(points, keep_weakly=False)
+        return cls(tuple(c for c, keep in zip(shown, kept, strict=True) if keep), objectives)
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        columns = ["network", "deployment", "GMACs", "latency, ms (predicted)", "metric, %", "metric is of"]
+        rows = [
+            (
+                c.architecture, c.deployment.name, c.predicted.macs / 1e9, c.predicted.latency_ms, 100 * c.predicted.metric,
+                c.predicted.metric_source,
+            )
+            for c in self.candidates
+        ]  # fmt: skip
+        return html_table(f"front of {', '.join(map(str, self.objectives))}", columns, rows)
 
     def to_dict(self) -> dict[str, Any]:
         return {"objectives": [str(objective) for objective in self.objectives], "front": self.to_list()}

@@ -25,11 +25,12 @@ from instatune_deploy.stages.search.strategies import STRATEGIES
 from instatune_deploy.values.budget import Limit
 from instatune_deploy.values.costs import Costs, Goal
 from instatune_deploy.values.deployment import Deployment
-from instatune_deploy.values.front import Evaluation, ParetoFront, dominates
+from instatune_deploy.values.front import Evaluation, ParetoFront
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import ModelShape, count_macs
 from instatune_deploy.values.objectives import DEFAULT, Objective, parse_objectives
 from instatune_deploy.values.space import Architecture, SearchSpace
+from tests.dominance import dominates
 
 SHAPE = ModelShape("bert", 64, 16, 6, 4, 256, 8, fixed_macs=10**5, fixed_parameters=10**4)
 SPACE = SearchSpace.homogeneous(6, [3, 4, 5, 6], [1, 2, 4], [64, 128, 256])
@@ -57,8 +58,8 @@ class Truth:
     def predict(self, architectures: Sequence[Architecture]) -> np.ndarray:
         return np.array([metric(a) for a in architectures])
 
-    def spread(self, architectures: Sequence[Architecture]) -> np.ndarray:
-        return np.zeros(len(architectures))
+    def predict_with_spread(self, architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:
+        return self.predict(architectures), np.zeros(len(architectures))
 
 
 class Bench:
@@ -285,8 +286,8 @@ def test_what_a_precision_costs_counts_where_it_was_not_measured(make_table: Mak
     class Precise(Truth):
         precisions = ("fp32", OV.arithmetic)
 
-        def predict(self, architectures: Sequence[Architecture], *, precision: str | None = None) -> np.ndarray:
-            return super().predict(architectures) - (0.1 if precision == OV.arithmetic else 0.0)
+        def effect(self, architectures: Sequence[Architecture], predicted: np.ndarray, *, precision: str) -> np.ndarray:
+            return np.full(len(architectures), -0.1 if precision == OV.arithmetic else 0.0)
 
     for evaluate in (Bench(), None):
         known = Bench()(SPACE.sample(20, seed=1))
@@ -344,8 +345,8 @@ def test_what_is_unsure_and_far_is_looked_at_too(make_table: MakeTable) -> None:
         def predict(self, architectures: Sequence[Architecture]) -> np.ndarray:
             return np.full(len(architectures), 0.5)
 
-        def spread(self, architectures: Sequence[Architecture]) -> np.ndarray:
-            return np.array([0.1 if a == odd else 0.001 for a in architectures])
+        def predict_with_spread(self, architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]:
+            return self.predict(architectures), np.array([0.1 if a == odd else 0.001 for a in architectures])
 
     pool = SPACE.sample(40, seed=0)
     odd, known = pool[20], Bench()(SPACE.sample(400, seed=5)[360:])

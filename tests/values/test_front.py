@@ -17,11 +17,11 @@ from instatune_deploy.values.front import (
     Measured,
     ParetoFront,
     Predicted,
-    dominates,
     hypervolume,
 )
 from instatune_deploy.values.objectives import Objective, parse_objectives
 from instatune_deploy.values.space import Architecture
+from tests.dominance import dominates
 
 # Few different values, so that ties are common.
 small = st.integers(0, 4)
@@ -44,14 +44,6 @@ candidates = st.lists(
     ),
     max_size=20,
 )
-
-
-@given(vectors, vectors, vectors)
-def test_dominance_is_a_strict_order(first: tuple, second: tuple, third: tuple) -> None:
-    assert not dominates(first, first)
-    assert not (dominates(first, second) and dominates(second, first))
-    if dominates(first, second) and dominates(second, third):
-        assert dominates(first, third)
 
 
 @given(candidates)

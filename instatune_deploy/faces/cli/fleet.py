@@ -44,6 +44,11 @@ def fleet(
     """
     if not artifact and not latency_budget:
         raise UsageError("a fleet of what? give --artifact DIR or --latency-budget 5ms, once for each member")
+    selecting = {"--run": run, "--target": target, "--percentile": percentile, "--foreign-tables": foreign_tables}
+    if not latency_budget and (idle := [name for name, value in selecting.items() if value]):
+        raise UsageError(
+            f"{', '.join(idle)}: these say how to select a network, and none is asked for: give --latency-budget"
+        )
     check_percentile(percentile)
     if out.exists():
         raise UsageError(f"{out} exists already; name a new directory")

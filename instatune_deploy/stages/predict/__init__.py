@@ -19,6 +19,7 @@ from instatune_deploy.stages.predict.ensemble import Members, blend, cross_valid
 from instatune_deploy.stages.predict.files import read_predictor, write_predictor
 from instatune_deploy.stages.predict.linear import PrecisionOffset
 from instatune_deploy.stages.predict.quality import PredictorQuality, quality
+from instatune_deploy.stages.predict.threads import one_thread
 from instatune_deploy.values.features import Features, UnitScores
 from instatune_deploy.values.front import Evaluation
 from instatune_deploy.values.macs import NetworkShape
@@ -77,7 +78,7 @@ class AccuracyPredictor:
             ArchitectureError: one is not in the space.
             UsageError: nothing was evaluated in that precision.
         """
-        return self._predict(architectures, precision)[0]
+        return self.predict_with_spread(architectures, precision=precision)[0]
 
     def spread(self, architectures: Sequence[Architecture], *, precision: str | None = None) -> np.ndarray:
         """How far each prediction may be off: standard deviation of the metric, without the noise of measuring it.
@@ -88,19 +89,23 @@ class AccuracyPredictor:
         Returns:
             Shape ``(n,)``, fractions, not negative.
         """
-        return self._predict(architectures, precision)[1]
+        return self.predict_with_spread(architectures, precision=precision)[1]
 
-    def _predict(self, architectures: Sequence[Architecture], precision: str | None) -> tuple[np.ndarray, np.ndarray]:
+    def predict_with_spread(
+        self, architectures: Sequence[Architecture], *, precision: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What `predict` and `spread` return, for the price of one."""
         precision = self.reference if precision is None else precision
         if precision not in self.precisions:
             raise UsageError(
                 f"cannot predict {self.quality.metric} in {precision}: evaluations are in {', '.join(self.precisions)}; "
                 f"evaluate some networks in {precision}"
             )
-        chunks = [
-            self._predict_chunk(architectures[begin : begin + _CHUNK], precision)
-            for begin in range(0, len(architectures), _CHUNK)
-        ]
+        with one_thread():
+            chunks = [
+                self._predict_chunk(architectures[begin : begin + _CHUNK], precision)
+                for begin in range(0, len(architectures), _CHUNK)
+            ]
         if not chunks:
             return np.empty(0), np.empty(0)
         mean, spread = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
@@ -114,9 +119,20 @@ class AccuracyPredictor:
             variance += weight * (predicted[name] - mean) ** 2
         if precision != self.reference:
             offset = self.offsets[precision]
-            mean = np.clip(mean + offset.linear.predict(self.features.sums(architectures)), 0.0, 1.0)
+            mean = mean + self.effect(architectures, mean, precision=precision)
             variance += offset.error**2
         return mean, np.sqrt(variance)
+
+    def effect(self, architectures: Sequence[Architecture], predicted: np.ndarray, *, precision: str) -> np.ndarray:
+        """What `precision` adds to what is `predicted` in precision `reference`; the sum is a fraction, too.
+
+        Returns:
+            Shape ``(n,)``.
+        """
+        if precision == self.reference:
+            return np.zeros_like(predicted)
+        offsets = self.offsets[precision].linear.predict(self.features.sums(architectures))
+        return np.asarray(np.clip(predicted + offsets, 0.0, 1.0) - predicted)
 
     def save(self, directory: Path) -> None:
         """Write trees as LightGBM text, all else and the feature schema as `predictor.json` into `directory`."""
@@ -183,8 +199,9 @@ def fit_predictor(
         )
     known, values = tuple(found), np.array(list(found.values()))
     folds = min(folds, len(known))
-    members = Members.fit(features, known, values, seed=seed, monotone=monotone)
-    held_out = cross_validate(features, known, values, members, seed=seed, folds=folds, monotone=monotone)
+    with one_thread():
+        members = Members.fit(features, known, values, seed=seed, monotone=monotone)
+        held_out = cross_validate(features, known, values, members, seed=seed, folds=folds, monotone=monotone)
     ((metric, split),) = kinds
     offsets = {}
     for precision in sorted(measured):

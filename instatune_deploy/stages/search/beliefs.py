@@ -25,19 +25,19 @@ class Predictor(Protocol):
 
 @runtime_checkable
 class UncertainPredictor(Predictor, Protocol):
-    """A predictor that knows how unsure it is: the standard deviation of each prediction, shape ``(n,)``."""
+    """A predictor that knows how unsure it is: with each prediction comes its standard deviation, both of shape ``(n,)``."""
 
-    def spread(self, architectures: Sequence[Architecture]) -> np.ndarray: ...
+    def predict_with_spread(self, architectures: Sequence[Architecture]) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @runtime_checkable
 class PrecisePredictor(Predictor, Protocol):
-    """A predictor that knows what precisions cost: it predicts in each of `precisions`."""
+    """A predictor that knows what each of `precisions` adds to what it has predicted."""
 
     @property
     def precisions(self) -> Sequence[str]: ...
 
-    def predict(self, architectures: Sequence[Architecture], *, precision: str | None = None) -> np.ndarray: ...
+    def effect(self, architectures: Sequence[Architecture], predicted: np.ndarray, *, precision: str) -> np.ndarray: ...
 
 
 Fit = Callable[[list[Evaluation]], Predictor]
@@ -73,12 +73,15 @@ class Beliefs:
         fresh = list(dict.fromkeys(a for a in architectures if a not in self._predicted))
         if self.predictor is None or not fresh:
             return
-        means = self.predictor.predict(fresh)
-        spreads = self.predictor.spread(fresh) if isinstance(self.predictor, UncertainPredictor) else 0 * means
+        if isinstance(self.predictor, UncertainPredictor):
+            means, spreads = self.predictor.predict_with_spread(fresh)
+        else:
+            means = self.predictor.predict(fresh)
+            spreads = np.zeros_like(means)
         self._predicted.update(zip(fresh, zip(means.tolist(), spreads.tolist(), strict=True), strict=True))
         if isinstance(self.predictor, PrecisePredictor) and len(self.predictor.precisions) > 1:
             for precision in self.predictor.precisions:
-                effects = self.predictor.predict(fresh, precision=precision) - means
+                effects = self.predictor.effect(fresh, means, precision=precision)
                 self._effects.update(zip(((a, precision) for a in fresh), effects.tolist(), strict=True))
 
     def spread(self, architecture: Architecture) -> float:

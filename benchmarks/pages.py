@@ -1,14 +1,17 @@
-"""Writes the tables in README.md that quote benchmarks/results: ``python -m benchmarks.readme``."""
+"""Writes what README.md and docs/ quote of benchmarks/results, tables and the chart: ``python -m benchmarks.pages``."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.chart import CHART, deployed_speed_chart
 from benchmarks.results import RESULTS
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 Figures = dict[str, float]
 
 _MODELS = {"minilm": "MiniLM-L6, 128 tokens", "vit_s16": "ViT-S/16, 224 x 224"}
@@ -94,11 +97,26 @@ def finetune_ablation(figures: Figures) -> str:
     return "\n".join(lines)
 
 
+def overview() -> str:
+    """A row a result: what it claims, how it was measured, where and when."""
+    lines = ["| result | claim | command | machine | commit, date |", "|---" * 5 + "|"]
+    for path in sorted(RESULTS.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        machine = found["machine"]
+        claim = " ".join(found["claim"].split()).replace("|", "/")
+        lines.append(
+            f"| `{path.stem}` | {claim} | `{found['command']}` | {machine['cpu_model']}, {machine['logical_cpus']} cores | "
+            f"`{found['commit'][:8]}`, {found['date'][:10]} |"
+        )
+    return "\n".join(lines)
+
+
 #: The tables by the result that they quote.
 TABLES: dict[str, Callable[[Figures], str]] = {
     "latency_table": latency_table, "finetune_accuracy_sst2": finetune_accuracy,
     "finetune_accuracy_cifar10": finetune_accuracy, "finetune_ablation_sst2": finetune_ablation,
 }  # fmt: skip
+OVERVIEW = "overview"
 
 
 def figures_of(name: str) -> Figures:
@@ -107,15 +125,20 @@ def figures_of(name: str) -> Figures:
 
 
 def rendered(text: str) -> str:
-    """`text` with every table between ``<!-- table NAME -->`` and ``<!-- end NAME -->`` made anew."""
-    for name, render in TABLES.items():
-        begin, end = f"<!-- table {name} -->\n", f"<!-- end {name} -->"
-        before, _, rest = text.partition(begin)
-        _, found, after = rest.partition(end)
-        if not found:
-            raise ValueError(f"README has no place for the table {name}")
-        text = f"{before}{begin}{render(figures_of(name))}\n{end}{after}"
-    return text
+    """`text` with every table between ``<!-- table NAME -->`` and ``<!-- end NAME -->``, and every number before a
+    ``<!-- RESULT:FIGURE:DIGITS -->``, made anew."""
+
+    def table(found: re.Match[str]) -> str:
+        name = found[1]
+        made = overview() if name == OVERVIEW else TABLES[name](figures_of(name))
+        return f"<!-- table {name} -->\n{made}\n<!-- end {name} -->"
+
+    def number(found: re.Match[str]) -> str:
+        name, key, digits = found[1], found[2], found[3]
+        return f"{figures_of(name)[key]:.{digits}f}<!-- {name}:{key}:{digits} -->"
+
+    text = re.sub(r"<!-- table (\w+) -->\n.*?<!-- end \1 -->", table, text, flags=re.DOTALL)
+    return re.sub(r"-?[\d.]+<!-- (\w+):([\w.-]+):(\d) -->", number, text)
 
 
 def _number(figures: Figures, key: str, digits: int) -> str:
@@ -123,4 +146,7 @@ def _number(figures: Figures, key: str, digits: int) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(rendered(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
+    CHART.parent.mkdir(exist_ok=True)
+    CHART.write_text(deployed_speed_chart(), encoding="utf-8")
