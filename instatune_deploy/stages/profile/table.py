@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -100,9 +100,7 @@ def refit(table: LatencyTable, raw: Samples) -> LatencyTable:
     found = summarize(raw, find_labels(raw, seed=seed), precision=table.settings.get("precision", 0.0))
     probes = [found[sample.architecture] for sample in table.samples]
     held = [found[sample.architecture] for sample in table.heldout]
-    return LatencyTable(
-        **{**table.__dict__, **fitted_fields(probes, held, raw, seed=seed, dimensions=table.dimensions)}
-    )
+    return replace(table, **fitted_fields(probes, held, raw, seed=seed, dimensions=table.dimensions))
 
 
 def fitted_fields(
