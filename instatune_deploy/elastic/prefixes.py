@@ -14,12 +14,9 @@ from transformers.utils.generic import ModelOutput
 
 from instatune_deploy.elastic.axes import Axis
 from instatune_deploy.elastic.positions import positions_read
-from instatune_deploy.elastic.statistics import BATCH_NORMS, Statistics
+from instatune_deploy.elastic.statistics import BATCH_NORMS, Kept, Statistics
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.values.space import Architecture, LayerChoice
-
-#: A layer of the full network by its index, and what is kept of it.
-_Kept = tuple[int, LayerChoice]
 
 
 class SharedPrefixes:
@@ -51,7 +48,7 @@ class SharedPrefixes:
         self, supernet: Supernet, architectures: Sequence[Architecture], *, dtype: torch.dtype | None = None
     ) -> None:
         self.supernet, self.dtype = supernet, dtype
-        self._kept: list[list[_Kept]] = [supernet.kept(architecture) for architecture in architectures]
+        self._kept: list[list[Kept]] = [supernet.kept(architecture) for architecture in architectures]
         self._statistics = [supernet.statistics(architecture) for architecture in architectures]
         self._walk = sorted(range(len(self._kept)), key=self._kept.__getitem__)
         self._whole = {index: self._cast(index) for index in {index for kept in self._kept for index, _ in kept}}
@@ -118,7 +115,7 @@ class _Sum:
 class _Step:
     """One layer of the present path, with what is known of it."""
 
-    layer: _Kept
+    layer: Kept
     #: Of its batch norms: those of any sub-network that begins with the layers up to this one.
     statistics: Statistics
     #: Of its first heads, and of its first neurons given its heads.
@@ -129,7 +126,7 @@ class _Step:
     output: list[Any] = field(default_factory=list)
 
 
-def _next_path(path: Sequence[_Step], kept: Sequence[_Kept], statistics: Sequence[Statistics]) -> list[_Step]:
+def _next_path(path: Sequence[_Step], kept: Sequence[Kept], statistics: Sequence[Statistics]) -> list[_Step]:
     """The path of a sub-network, with what those before it on the walk have computed of it."""
     common = _common([step.layer for step in path], kept)
     steps = [*path[:common], *map(_Step, kept[common:], statistics[common:])]
@@ -141,13 +138,13 @@ def _next_path(path: Sequence[_Step], kept: Sequence[_Kept], statistics: Sequenc
     return steps
 
 
-def _common(one: Sequence[_Kept], other: Sequence[_Kept]) -> int:
+def _common(one: Sequence[Kept], other: Sequence[Kept]) -> int:
     """How many layers both begin with."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def _same_attention(one: _Kept, other: _Kept) -> bool:
+def _same_attention(one: Kept, other: Kept) -> bool:
     return (one[0], one[1][0]) == (other[0], other[1][0])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from transformers.utils.generic import ModelOutput
 
 from instatune_deploy.elastic.models import find_model_class
 from instatune_deploy.elastic.shapes import model_shape
-from instatune_deploy.elastic.statistics import BATCH_NORMS, Statistics, batch_norms, measuring, unmoved
+from instatune_deploy.elastic.statistics import Calibration, Statistics, batch_norms, unmoved
 from instatune_deploy.elastic.subnetwork import (
     build_subnetwork,
     check_space,
@@ -34,9 +33,6 @@ from instatune_deploy.elastic.subnetwork import (
 from instatune_deploy.errors import CheckpointError
 from instatune_deploy.values.macs import NetworkShape
 from instatune_deploy.values.space import Architecture, LayerChoice, SearchSpace
-
-#: Sub-networks whose batch norm statistics are remembered.
-_REMEMBERED = 64
 
 
 class Supernet(nn.Module):
@@ -70,8 +66,7 @@ class Supernet(nn.Module):
         self.layer_lists = layer_lists(self.map, model.config)
         #: For each layer its stage.
         self.stage_of = [stage for stage, layers in enumerate(space.stage_layers) for _ in layers]
-        self._calibration: Callable[[], Sequence[Mapping[str, Tensor]]] | None = None
-        self._statistics: dict[tuple[tuple[int, LayerChoice], ...], list[Statistics]] = {}
+        self._calibration: Calibration | None = None
 
     def forward(
         self, batch: Mapping[str, Tensor], architectures: Sequence[Architecture], **options: Any
@@ -96,8 +91,8 @@ class Supernet(nn.Module):
 
     def train(self, mode: bool = True) -> Supernet:
         """As any module's; what was measured of the weights that are now trained is forgotten."""
-        if mode:
-            self._statistics.clear()
+        if mode and self._calibration is not None:
+            self._calibration.forget()
         return super().train(mode)
 
     def network(self, architecture: Architecture) -> list[tuple[int, nn.Module]]:
@@ -115,53 +110,15 @@ class Supernet(nn.Module):
         Args:
             batches: makes inputs by name, without labels; called once, if the network has batch norms at all.
         """
-        self._calibration = cache(batches) if batch_norms(self.model) else None
-        self._statistics.clear()
+        self._calibration = Calibration(batches) if batch_norms(self.model) else None
         return self
 
     def statistics(self, architecture: Architecture) -> list[Statistics]:
         """For each layer of a sub-network what its batch norms keep, by buffers' names below it; empty while training, and
-        where there are no rows to measure on.
-
-        All norms normalise by the batch while they are measured, and keep the mean over batches. So a layer's statistics
-        depend on the layers up to it alone.
-        """
+        where there are no rows to measure on."""
         if self._calibration is None or self.training:
             return [{} for _ in architecture.layers]
-        kept = tuple(self.kept(architecture))
-        found = self._statistics.pop(kept, None)
-        if found is None:
-            while len(self._statistics) >= _REMEMBERED:
-                del self._statistics[next(iter(self._statistics))]
-            found = self._measure(kept, self._calibration())
-        self._statistics[kept] = found  # the last asked for is the last to be forgotten
-        return found
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _measure(
-        self, kept: Sequence[tuple[int, LayerChoice]], batches: Sequence[Mapping[str, Tensor]]
-    ) -> list[Statistics]:
-        found = [self._fresh_statistics(index, choice) for index, choice in kept]
-        layers = [
-            (index, self.sliced(index, choice, statistics=own))
-            for (index, choice), own in zip(kept, found, strict=True)
-        ]
-        norms = [norm for index, _ in kept for norm in batch_norms(self.layers[index])]
-        with self.running(layers), measuring(norms):
-            for batch in batches:
-                self.model(**{name: tensor.to(self.model.device) for name, tensor in batch.items()})
-        return found
-
-    def _fresh_statistics(self, index: int, choice: LayerChoice) -> Statistics:
-        views, layer = self._layer_views(index, choice), self.layers[index]
-        whole = {
-            f"{name}.{key}": b
-            for name, m in layer.named_modules()
-            if isinstance(m, BATCH_NORMS)
-            for key, b in m.named_buffers()
-        }
-        return {name: torch.zeros_like(views.get(name, buffer)) for name, buffer in whole.items()}
+        return self._calibration.statistics(self, self.kept(architecture))
 
     def views(self, architecture: Architecture) -> dict[str, Tensor]:
         """The elastic parameters of a sub-network, as views, by the names they have in the sub-network.
@@ -172,7 +129,7 @@ class Supernet(nn.Module):
         return {
             f"{place}.{name}": view
             for place, (index, choice) in zip(self._places(architecture.depths), self.kept(architecture), strict=True)
-            for name, view in self._layer_views(index, choice).items()
+            for name, view in self.layer_views(index, choice).items()
         }
 
     def _places(self, depths: Sequence[int]) -> list[str]:
@@ -198,7 +155,7 @@ class Supernet(nn.Module):
             for axis in dimension.axes
         }
 
-    def _layer_views(
+    def layer_views(
         self, index: int, choice: LayerChoice, beyond: LayerChoice | None = None,
         whole: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
@@ -222,7 +179,7 @@ class Supernet(nn.Module):
             statistics: of its batch norms, in place of the full network's.
             moves: whether training it moves the full network's batch norm statistics.
         """
-        views = self._layer_views(index, choice, beyond, whole)
+        views = self.layer_views(index, choice, beyond, whole)
         heads = choice[0] - (beyond[0] if beyond else 0)
         return _SlicedLayer(self, index, {**views, **(statistics or {})}, heads, moves=moves)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,15 +14,14 @@ import pydantic
 from instatune_deploy.errors import TableError, UsageError
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.faults import first_fault
-from instatune_deploy.values.space import TRANSFORMER, Architecture, LayerChoice, SearchSpace
-from instatune_deploy.values.trees import evaluate, problem
+from instatune_deploy.values.layer_costs import SWITCH, CostsMs, feature_names, features
+from instatune_deploy.values.space import TRANSFORMER, Architecture, SearchSpace
+from instatune_deploy.values.trees import problem
 
 SCHEMA_VERSION = 3
 #: What of a transformer's layers the tables of schema 2 name, and where.
 _SCHEMA_2 = {"heads": "attention_ms", "ffn": "ffn_ms"}
 PERCENTILES = ("p50", "p90", "p99")
-#: The feature that counts layers unlike the one before.
-SWITCH = "switch"
 
 
 @dataclass(frozen=True)
@@ -284,77 +282,6 @@ def _newest(data: Any) -> Any:
             return data  # refused for its schema
         layer_ms.update({f"{dimension}={choice}": ms for choice, ms in costs.items()})
     return {**kept, "layer_ms": layer_ms, "schema_version": SCHEMA_VERSION}
-
-
-@dataclass(frozen=True)
-class CostsMs:
-    """The formula of `LatencyTable`, in ms."""
-
-    fixed: float
-    layer: Mapping[str, float]
-    switch: float
-    trees: Sequence[Any] = ()
-    dimensions: tuple[str, ...] = TRANSFORMER
-    _known: dict[Any, float] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def of(self, architecture: Architecture) -> float:
-        """Predicted latency of `architecture`.
-
-        Raises:
-            KeyError: a choice of it has no cost. ValueError: its layers have other dimensions.
-        """
-        several, total = len(architecture.depths) > 1, 0.0
-        for stage, layers in enumerate(architecture.stages):
-            for number, choice in enumerate(layers):
-                key = (stage, not number, choice) if several else choice
-                cost = self._known.get(key)
-                if cost is None:
-                    place = _place(stage, first=not number) if several else ""
-                    cost = sum(self.layer[name] for name in _names(choice, self.dimensions, place))
-                    self._known[key] = cost
-                total += cost
-        total = self.fixed + total + self.switch * architecture.switches
-        if not self.trees:
-            return total
-        return total * (1 + evaluate(self.trees, features(architecture, self.dimensions)))
-
-
-def features(architecture: Architecture, dimensions: Sequence[str] = TRANSFORMER) -> dict[str, float]:
-    """What an estimate is made of: how many layers have each choice, and how many differ from the one before.
-
-    A choice is named by its dimension, such as ``heads=12``; where there are several stages, by its layer's place too:
-    ``stage2.filters=96``, of a stage's first layer ``stage2.first.filters=96``.
-    """
-    counts: dict[str, float] = {}
-    several = len(architecture.depths) > 1
-    for stage, layers in enumerate(architecture.stages):
-        for place, choice in enumerate(layers):
-            for name in _names(choice, dimensions, _place(stage, first=not place) if several else ""):
-                counts[name] = counts.get(name, 0.0) + 1
-    return {**counts, SWITCH: float(architecture.switches)}
-
-
-def feature_names(space: SearchSpace) -> list[str]:
-    """The features that any architecture of `space` may have."""
-    several, names = len(space.stages) > 1, dict[str, None]()
-    for stage, layers in enumerate(space.stage_layers):
-        for dimension, kind in zip(space.dimensions, space.widths, strict=True):
-            groups = [("", layers)] if not several else [
-                (_place(stage, first=True), layers[:1]), (_place(stage, first=False), layers[1:])
-            ]  # fmt: skip
-            for place, group in groups:
-                choices = sorted({count for i in group for count in kind[i]})
-                names.update(dict.fromkeys(f"{place}{dimension}={count}" for count in choices))
-    return [*names, SWITCH]
-
-
-def _names(choice: LayerChoice, dimensions: Sequence[str], place: str) -> list[str]:
-    return [f"{place}{dimension}={count}" for dimension, count in zip(dimensions, choice, strict=True)]
-
-
-def _place(stage: int, *, first: bool) -> str:
-    """A layer's place: of one stage, the first layer changes the resolution and the others are alike."""
-    return f"stage{stage + 1}.{'first.' if first else ''}"
 
 
 def table_statistics(table: LatencyTable) -> dict[str, Any]:

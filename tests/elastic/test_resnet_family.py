@@ -16,7 +16,7 @@ from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import CheckpointError, SpaceError
 from instatune_deploy.values.features import Features
-from instatune_deploy.values.latency import feature_names, features
+from instatune_deploy.values.layer_costs import feature_names, features
 from instatune_deploy.values.macs import count_macs, count_parameters, shape_from_dict
 from instatune_deploy.values.space import Architecture, SearchSpace
 from tests.helpers import make_family

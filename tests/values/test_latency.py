@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 
 from instatune_deploy.errors import TableError
 from instatune_deploy.values.deployment import Deployment
-from instatune_deploy.values.latency import (
-    PERCENTILES,
-    Estimate,
-    LatencySample,
-    LatencyTable,
-    feature_names,
-    features,
-    table_statistics,
-)
+from instatune_deploy.values.latency import PERCENTILES, Estimate, LatencySample, LatencyTable, table_statistics
+from instatune_deploy.values.layer_costs import feature_names, features
 from instatune_deploy.values.space import Architecture, SearchSpace
 
 SPACE = SearchSpace.homogeneous(4, [2, 4], [6, 12], [512, 1024])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from instatune_deploy.values.latency import feature_names, features
+from instatune_deploy.values.layer_costs import feature_names, features
 from instatune_deploy.values.space import Architecture, SearchSpace
 
 _CANDIDATES = 300

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -16,15 +16,8 @@ from instatune_deploy.device.labels import find_labels
 from instatune_deploy.device.samples import Samples
 from instatune_deploy.device.timing import summarize
 from instatune_deploy.stages.profile.fit import FIXED, fit_latency, tree_values
-from instatune_deploy.values.latency import (
-    PERCENTILES,
-    SWITCH,
-    CostsMs,
-    HeldOutError,
-    LatencySample,
-    LatencyTable,
-    features,
-)
+from instatune_deploy.values.latency import PERCENTILES, HeldOutError, LatencySample, LatencyTable
+from instatune_deploy.values.layer_costs import SWITCH, CostsMs, features
 from instatune_deploy.values.space import TRANSFORMER, Architecture
 
 #: Standard error (%) that a label has at best: weights do not grow beyond it.
@@ -107,9 +100,7 @@ def refit(table: LatencyTable, raw: Samples) -> LatencyTable:
     found = summarize(raw, find_labels(raw, seed=seed), precision=table.settings.get("precision", 0.0))
     probes = [found[sample.architecture] for sample in table.samples]
     held = [found[sample.architecture] for sample in table.heldout]
-    return LatencyTable(
-        **{**table.__dict__, **fitted_fields(probes, held, raw, seed=seed, dimensions=table.dimensions)}
-    )
+    return replace(table, **fitted_fields(probes, held, raw, seed=seed, dimensions=table.dimensions))
 
 
 def fitted_fields(
