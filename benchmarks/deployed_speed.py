@@ -300,7 +300,11 @@ def run_task(task: str, wanted: argparse.Namespace) -> list[Row]:
         {"what": "selection", "for": name, "seed": job.recipe.seed, "split": "report", "n": found.measured.n, **found.to_dict()}
         for name, found in chosen.items()
     ]  # fmt: skip
-    return [{"task": task, **row} for row in [*rows, *selected]]
+    front = [
+        {"what": "front", "seed": job.recipe.seed, "split": "search", "n": len(job.data.search), **candidate.to_dict()}
+        for candidate in job.search([target])[target.name].candidates
+    ]  # fmt: skip
+    return [{"task": task, **row} for row in [*rows, *selected, *front]]
 
 
 def main(arguments: Sequence[str]) -> int:

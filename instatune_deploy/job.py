@@ -267,7 +267,14 @@ class Job:
         """The front of every target by its name, kept from before or searched now, all of them in one search.
 
         The first search of a run evaluates sub-networks; those of further targets, also in later runs, evaluate nothing.
+
+        Raises:
+            UsageError: another process works on the run.
         """
+        with self.workspace.locked():
+            return self._search(targets)
+
+    def _search(self, targets: Sequence[Target]) -> dict[str, ParetoFront]:
         fronts = Fronts(self.recipe, self.workspace, self.report, self.supernet_key, self.supernet.space, self.shape)
         elsewhere = self._elsewhere(fronts.places)
         found: dict[str, ParetoFront] = {}

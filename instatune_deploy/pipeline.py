@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from instatune_deploy.device.fingerprint import check_target, detect
-from instatune_deploy.elastic.processes import process_count
+from instatune_deploy.elastic.processes import is_main_process, process_count
 from instatune_deploy.errors import InfeasibleBudgetError, PrecisionLossError, UsageError
 from instatune_deploy.exporting import FullNetwork, confirm_beside, export_network, measured_value
 from instatune_deploy.job import Job, Report
@@ -47,13 +47,14 @@ def run(recipe: Recipe, workspace: Workspace, report: Report) -> list[Selection]
             "run is for one process: launch `instatune-deploy finetune` with several, then call run once, which goes on"
         )
     job = start_job(recipe, workspace, report)
-    selections = []
-    targets = {name: job.target(name) for name in recipe.targets}
-    fronts = job.search(list(targets.values()))
-    for name, budgets in recipe.targets.items():
-        wanted = [Budget.parse(budget, metric=recipe.metric) for budget in budgets]
-        selections += [select(job, targets[name], fronts[name], budget) for budget in wanted]
-    write_json(workspace.path("result.json"), [selection.to_dict() for selection in selections])
+    with workspace.locked():
+        selections = []
+        targets = {name: job.target(name) for name in recipe.targets}
+        fronts = job.search(list(targets.values()))
+        for name, budgets in recipe.targets.items():
+            wanted = [Budget.parse(budget, metric=recipe.metric) for budget in budgets]
+            selections += [select(job, targets[name], fronts[name], budget) for budget in wanted]
+        write_json(workspace.path("result.json"), [selection.to_dict() for selection in selections])
     return selections
 
 
@@ -61,12 +62,14 @@ def start_job(recipe: Recipe, workspace: Workspace, report: Report) -> Job:
     """The job of a recipe whose run directory is `workspace`, checked and with the recipe written down there.
 
     Raises:
-        UsageError: something does not fit; then nothing was written.
+        UsageError: something does not fit, or another process works on it; then nothing was written.
     """
     job = Job(recipe, workspace, report)
     job.check()
-    workspace.begin()
-    write_text(workspace.path(RECIPE_FILE), yaml.safe_dump(recipe.model_dump(), sort_keys=False))
+    if is_main_process():
+        workspace.begin()
+        with workspace.locked():
+            write_text(workspace.path(RECIPE_FILE), yaml.safe_dump(recipe.model_dump(), sort_keys=False))
     return job
 
 
@@ -86,10 +89,16 @@ def select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sele
 
     Raises:
         TargetError: this machine cannot serve the target, so that nothing can be measured.
-        UsageError: the budget is on the latency in another place, which is not measured here.
+        UsageError: the budget is on the latency in another place, which is not measured here; or another process works
+            on the run.
         InfeasibleBudgetError: none does; names the nearest three.
     """
     check_target(target, detect())
+    with job.workspace.locked():
+        return _select(job, target, front, budget)
+
+
+def _select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Selection:
     workspace, percentile = job.workspace, job.recipe.percentile
     if places := [limit.objective.place for limit in budget.limits if limit.objective.place]:
         raise UsageError(f"select measures on {target.name}: a budget cannot be on {places[0]}")

@@ -14,6 +14,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
+from instatune_deploy.errors import UsageError
 from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.objectives import DEFAULT
 
@@ -87,6 +90,8 @@ def move_directory(source: Path, path: Path) -> None:
 
 #: What is written of the stages that are done.
 RECORDS = ".stages"
+#: Held by the process that works on a run.
+LOCK = ".lock"
 
 
 def is_run(directory: Path) -> bool:
@@ -112,6 +117,25 @@ class Workspace:
     def begin(self) -> None:
         """Make the directory one of a run."""
         self.path(RECORDS).mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within it no other process can work on this run; the lock of a process that died is free. Blocks may be nested.
+
+        Raises:
+            UsageError: another process works on it.
+        """
+        lock = FileLock(self.path(LOCK), timeout=0, is_singleton=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UsageError(
+                f"another process works on {self.root}: wait for it, or stop it; the same command then goes on"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def path(self, *parts: str) -> Path:
         """A path below the run's directory."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from instatune_deploy.errors import UsageError
 from instatune_deploy.workspace import Workspace, content_key, new_directory, tree_key, write_json, write_text
 
 
@@ -97,3 +100,27 @@ def test_a_damaged_record_means_not_done(tmp_path: Path, record: str) -> None:
     workspace = Workspace(tmp_path)
     write_text(workspace.path(".stages", "search.json"), record)
     assert not workspace.is_done("search", "k")
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from instatune_deploy.workspace import Workspace
+with Workspace(Path(sys.argv[1])).locked():
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_works_on_a_run_and_the_lock_of_a_dead_one_is_free(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(UsageError, match="another process works on"), workspace.locked():
+            pass
+        holder.kill()
+    with workspace.locked(), Workspace(tmp_path).locked():
+        pass
+    with workspace.locked():
+        pass

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.html import html_table
 from instatune_deploy.values.objectives import DEFAULT, Objectives, parse_objectives
 from instatune_deploy.values.space import Architecture
 
@@ -132,6 +133,18 @@ class ParetoFront:
         points = np.array([c.point(objectives) for c in shown], dtype=np.float64)
         kept = moocore.is_nondominated(points, keep_weakly=False)
         return cls(tuple(c for c, keep in zip(shown, kept, strict=True) if keep), objectives)
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        columns = ["network", "deployment", "GMACs", "latency, ms (predicted)", "metric, %", "metric is of"]
+        rows = [
+            (
+                c.architecture, c.deployment.name, c.predicted.macs / 1e9, c.predicted.latency_ms, 100 * c.predicted.metric,
+                c.predicted.metric_source,
+            )
+            for c in self.candidates
+        ]  # fmt: skip
+        return html_table(f"front of {', '.join(map(str, self.objectives))}", columns, rows)
 
     def to_dict(self) -> dict[str, Any]:
         return {"objectives": [str(objective) for objective in self.objectives], "front": self.to_list()}

@@ -388,10 +388,7 @@ def read_recipe(path: Path) -> Recipe:
         raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: expected keys such as model, task, data and targets")
-    try:
-        recipe = Recipe.model_validate(data)
-    except pydantic.ValidationError as error:
-        raise RecipeError(f"{path}: {_explain(error, data)}") from None
+    recipe = check_recipe(data, str(path))
     folder = path.resolve().parent
     located = {
         key: str(folder / value) for key, value in (("train", recipe.data.train), ("report", recipe.data.report))
@@ -399,6 +396,21 @@ def read_recipe(path: Path) -> Recipe:
     }  # fmt: skip
     model = str(folder / recipe.model) if recipe.model.startswith(("./", "../")) else recipe.model
     return recipe.model_copy(update={"model": model, "data": recipe.data.model_copy(update=located)})
+
+
+def check_recipe(data: dict[str, Any], where: str) -> Recipe:
+    """The recipe with these keys.
+
+    Args:
+        where: what an error says that they stand in.
+
+    Raises:
+        RecipeError: a key is missing, unknown (names the nearest) or of the wrong form.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except pydantic.ValidationError as error:
+        raise RecipeError(f"{where}: {_explain(error, data)}") from None
 
 
 def _explain(error: pydantic.ValidationError, data: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,9 @@ def finetune(
     from instatune_deploy.elastic.processes import is_main_process
     from instatune_deploy.workspace import Workspace
 
-    supernet = pipeline.start_job(checked, Workspace(directory), progress()).supernet
+    job = pipeline.start_job(checked, Workspace(directory), progress())
+    with job.workspace.locked() if is_main_process() else nullcontext():
+        supernet = job.supernet
     if not is_main_process():
         return
     found = {"run": str(directory), "supernet": str(directory / "supernet"), "subnetworks": supernet.space.size}

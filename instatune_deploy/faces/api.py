@@ -1,0 +1,204 @@
+"""What the command line does, for Python: `run`, `open_run`, `profile`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from instatune_deploy import pipeline
+from instatune_deploy.device.lowering.onnx import OPSET
+from instatune_deploy.elastic.supernet import Supernet
+from instatune_deploy.errors import UnknownNameError
+from instatune_deploy.exporting import confirmed, export_network
+from instatune_deploy.job import Job
+from instatune_deploy.profiling import profile_model
+from instatune_deploy.stages.export import Artifact
+from instatune_deploy.values.budget import Budget
+from instatune_deploy.values.front import ParetoFront
+from instatune_deploy.values.html import html_table
+from instatune_deploy.values.latency import LatencyTable
+from instatune_deploy.values.recipe import ProfileSection, Recipe, check_recipe, read_recipe
+from instatune_deploy.values.selection import Selection
+from instatune_deploy.values.space import Architecture
+from instatune_deploy.values.target import Target
+from instatune_deploy.workspace import Workspace
+
+Report = Callable[[str], None]
+_log = logging.getLogger("instatune_deploy").info
+
+
+class Tables(tuple[LatencyTable, ...]):
+    """Latency tables, which a notebook shows with their errors."""
+
+    def _repr_html_(self) -> str:
+        columns = [
+            "target",
+            "deployment",
+            "held-out networks",
+            "mean error, %",
+            "largest, %",
+            "Kendall tau",
+            "noise floor, %",
+        ]
+        rows = [
+            (
+                table.target, table.deployment.name, table.error.n, table.error.mape_pct, table.error.max_pct,
+                table.error.kendall_tau, table.error.noise_floor_pct,
+            )
+            for table in self
+        ]  # fmt: skip
+        return html_table("latency tables: predicted against measured", columns, rows)
+
+
+class Run:
+    """A run directory and what can be done with it. Nothing is trained or evaluated that was before.
+
+    Args:
+        directory: what `run` made.
+        report: is told what is going on, line by line; default: the logger ``instatune_deploy``, level INFO.
+
+    Raises:
+        RecipeError: it is no run, or its recipe is damaged.
+    """
+
+    def __init__(self, directory: str | Path, *, report: Report = _log) -> None:
+        self.directory, self._report = Path(directory), report
+        self.recipe = self._job().recipe
+
+    def _job(self, **changes: Any) -> Job:
+        """A job of this run, with the changes to its recipe that are not None."""
+        job = pipeline.open_run(self.directory, self._report)
+        job.recipe = job.recipe.model_copy(update={key: value for key, value in changes.items() if value is not None})
+        return job
+
+    def _target(self, job: Job, name: str | None) -> Target:
+        return job.target(name or next(iter(job.recipe.targets)))
+
+    @cached_property
+    def supernet(self) -> Supernet:
+        """The elastic fine-tuned super-network; ``supernet.extract(architecture)`` is a plain model."""
+        return self._job().supernet
+
+    def tables(self, target: str | None = None) -> Tables:
+        """The latency tables of a target (default: the recipe's first), found or measured now.
+
+        Raises:
+            UsageError: there is no such target, or this machine cannot serve it.
+        """
+        job = self._job()
+        return Tables(job.tables(self._target(job, target)))
+
+    def front(self, target: str | None = None) -> ParetoFront:
+        """The front for a target, found before or searched now; its values are predicted unless they say otherwise.
+
+        Raises:
+            UsageError: there is no such target, or another process works on the run.
+        """
+        job = self._job()
+        wanted = self._target(job, target)
+        return job.search([wanted])[wanted.name]
+
+    def select(
+        self, budget: str | float, target: str | None = None, *, percentile: str | None = None,
+        tune_epochs: float | None = None,
+    ) -> Selection:  # fmt: skip
+        """The network that a budget prefers of those whose exported files keep it when they are measured.
+
+        Args:
+            budget: ``8ms``, ``50%``, or limits and a preference: ``loss<=0.5, size<=30MB, smallest``.
+            percentile: of the latency: p50, p90 or p99; default: the recipe's.
+            tune_epochs: for which a candidate is tuned alone before it is exported; default: the recipe's.
+
+        Raises:
+            UsageError: the budget or target is none, or another process works on the run.
+            InfeasibleBudgetError: nothing keeps it; names the nearest three.
+        """
+        job = self._job(percentile=percentile, tune_epochs=tune_epochs)
+        wanted = self._target(job, target)
+        front = job.search([wanted])[wanted.name]
+        return pipeline.select(job, wanted, front, Budget.parse(budget, metric=job.recipe.metric))
+
+    def artifact_path(self, selection: Selection) -> Path:
+        """The directory of what was selected, which ONNX Runtime, OpenVINO and Optimum load."""
+        return self.directory / selection.artifact
+
+    def export(
+        self, architecture: str | Architecture, out: str | Path, *, target: str | None = None,
+        deployment: str | None = None, confirm: bool = False, opset: int = OPSET,
+    ) -> Artifact:  # fmt: skip
+        """Export any network of the space, or ``full``, to the new directory `out`.
+
+        Args:
+            deployment: one of the target's, such as ``ov-int8-1t``; default: its first.
+            confirm: whether to measure it on the report split and on this machine.
+
+        Raises:
+            UsageError: architecture, target or deployment are none.
+            ArtifactError: an exported file does not compute what the model does.
+        """
+        job = self._job()
+        wanted = self._target(job, target)
+        known = {found.name: found for found in wanted.deployments}
+        if deployment is not None and deployment not in known:
+            raise UnknownNameError("deployment", deployment, known)
+        chosen = known[deployment] if deployment else wanted.deployments[0]
+        network = job.supernet.full if architecture == "full" else Architecture.parse(str(architecture))
+        made = export_network(
+            job, wanted, network, chosen, Path(out), None, max_drop=job.recipe.max_drop, opset=opset
+        )  # fmt: skip
+        return confirmed(job, made) if confirm else made
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe, directory: str | Path | None = None, *, report: Report = _log
+) -> Run:
+    """Do all a recipe asks for: fine-tune, profile, search, select, export, confirm; what was done before is reused.
+
+    Args:
+        recipe: a YAML file, or its keys.
+        directory: the run's; default: ``runs/<recipe's name>``.
+        report: see `Run`.
+
+    Returns:
+        The run; `Run.select` then gives what was selected, without measuring it again.
+
+    Raises:
+        UsageError: something in the recipe is wrong; nothing was written.
+        InfeasibleBudgetError: nothing keeps a budget; what was made stays.
+    """
+    if isinstance(recipe, (str, Path)):
+        checked = read_recipe(Path(recipe))
+    else:
+        checked = recipe if isinstance(recipe, Recipe) else check_recipe(dict(recipe), "recipe")
+    home = Path(directory or Path("runs") / checked.name)
+    pipeline.run(checked, Workspace(home), report)
+    return Run(home, report=report)
+
+
+def open_run(directory: str | Path, *, report: Report = _log) -> Run:
+    """The run in a directory; see `Run`."""
+    return Run(directory, report=report)
+
+
+def profile(
+    target: str, model: str | None = None, *, space: str | None = None, sequence_length: int | None = None,
+    out: str | Path = "latency_tables", seconds: float = 60, seed: int = 0, report: Report = _log,
+) -> Tables:  # fmt: skip
+    """Measure a latency table for each deployment of a target that this machine can run.
+
+    Args:
+        target: its name, or the path of its YAML file.
+        model: directory or hub name, whose weights do not matter; default: the run or model in this directory, or BERT-base.
+        sequence_length: tokens of a text; default: the target's.
+        out: directory of tables to write to.
+        seconds: of measuring the probes of a deployment at most.
+
+    Raises:
+        UsageError: target, model or space are unknown or do not fit.
+        MeasurementError: measuring failed.
+    """
+    settings = ProfileSection(seconds=seconds)
+    return Tables(profile_model(target, model, space, sequence_length, settings, Path(out), seed=seed, report=report))
