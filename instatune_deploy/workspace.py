@@ -106,7 +106,8 @@ def move_directory(source: Path, path: Path) -> None:
 
 #: What is written of the stages that are done.
 RECORDS = ".stages"
-_LOCK = ".lock"
+#: Held by the process that works on a run.
+LOCK = ".lock"
 
 
 def is_run(directory: Path) -> bool:
@@ -140,7 +141,7 @@ class Workspace:
         Raises:
             UsageError: another process works on it.
         """
-        lock = FileLock(self.path(_LOCK), timeout=0, is_singleton=True)
+        lock = FileLock(self.path(LOCK), timeout=0, is_singleton=True)
         try:
             lock.acquire()
         except Timeout:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from instatune_deploy.errors import UsageError, did_you_mean
-from instatune_deploy.workspace import RECORDS, StageRecord, Workspace, is_run
+from instatune_deploy.workspace import LOCK, RECORDS, StageRecord, Workspace, is_run
 
 #: Everything that a run makes in its directory, by its name there. Whatever else lies there is not the run's.
 OWN = frozenset({
-    ".checkpoints", ".drafts", ".probes", RECORDS, "artifacts", "evaluations.jsonl", "evaluations.old.jsonl", "fronts",
+    ".checkpoints", ".drafts", LOCK, ".probes", RECORDS, "artifacts", "evaluations.jsonl", "evaluations.old.jsonl", "fronts",
     "predictor", "recipe.yaml", "report.html", "result.json", "searched_by.json", "selections", "space.yaml", "supernet",
     "tables", "teacher", "training", "tuned",
 })  # fmt: skip
@@ -87,7 +87,7 @@ def remove_run(directory: Path) -> list[str]:
         The names of what was left.
 
     Raises:
-        UsageError: it is no run, a link to one, or the directory this process is in.
+        UsageError: it is no run, a link to one, the directory this process is in, or another process works on it.
     """
     if not is_run(directory):
         raise UsageError(f"{directory} is not a run directory: nothing is removed")
@@ -100,12 +100,14 @@ def remove_run(directory: Path) -> list[str]:
     if kept:
         kept |= names & {"recipe.yaml"}
     records = directory / RECORDS
-    for path in records.iterdir():
-        path.unlink()
-    for name in sorted(names - kept - {RECORDS}):
-        path = directory / name
-        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    records.rmdir()
+    with Workspace(directory).locked():
+        for path in records.iterdir():
+            path.unlink()
+        for name in sorted(names - kept - {LOCK, RECORDS}):
+            path = directory / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        records.rmdir()
+    (directory / LOCK).unlink(missing_ok=True)
     if not kept:
         directory.rmdir()
     return sorted(kept)

@@ -8,6 +8,7 @@ import pty
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +114,21 @@ def test_what_is_no_run_is_refused_and_nothing_is_removed(
     monkeypatch.chdir(run / "artifacts")
     assert call("rm", "..", "--yes")[::2] == (2, "error: .. holds the current directory: change to another one first")
     assert sorted(home.rglob("*")) == before
+
+
+def test_a_run_that_a_process_works_on_is_not_removed(run: Path, call: Call) -> None:
+    holder = "import sys; from pathlib import Path; from instatune_deploy.workspace import Workspace\n"
+    holder += "with Workspace(Path('runs/tiny')).locked(): print('held', flush=True); sys.stdin.read()"
+    process = subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    before = sorted(run.rglob("*"))
+    code, _, said = call("rm", "tiny", "--yes")
+    process.communicate("")
+    assert (code, said[:44]) == (2, "error: another process works on runs/tiny: w")
+    assert sorted(run.rglob("*")) == before
+    assert call("rm", "tiny", "--yes")[0] == 0
+    assert not run.exists()
 
 
 def test_what_a_run_did_not_make_stays(run: Path, call: Call) -> None:

@@ -17,7 +17,7 @@ def report(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN]...",
+            metavar="RUN",
             help="Run directory, or its name in ./runs; default: this directory, or the only one in ./runs.",
         ),
     ] = None,
