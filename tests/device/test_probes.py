@@ -31,7 +31,7 @@ DEPLOYMENTS = [
 ARCHITECTURES = [Architecture.parse(text) for text in ("4L[1-5 4-48 4-5 2-24]", "2L[3-16 3-16]")]
 #: Families whose graphs differ in kind. DeBERTa's export takes long; where it has one head nothing is multiplied by their
 #: number, so that a template needs two.
-FEWEST_HEADS = {"bert": 1, "vit": 1, "beit": 1, "deberta-v2": 2, "beit3": 1}
+FEWEST_HEADS = {"bert": 1, "vit": 1, "beit": 1, "deberta-v2": 2, "beit3": 1, "beit3 with questions": 1}
 
 
 def fingerprint(network: Network) -> int:

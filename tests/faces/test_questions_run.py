@@ -46,7 +46,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"train": "./train.parquet", "report": "./report.parquet", "search_rows": 200, "sequence_length": 12},
         "space": {"depths": [1, 2], "heads": [2, 4], "ffn": [48, 96]},
         "finetune": {"teacher": None, "epochs": 1, "importance_rows": 64},
-        "search": {"warm_start": 4, "rounds": 1, "batch": 2, "population": 10, "generations": 3, "deployed": 1},
+        "search": {"warm_start": 8, "rounds": 1, "batch": 2, "population": 10, "generations": 3, "deployed": 0},
         "profile": {"heldout": 2, "seconds": 1, "confirm_seconds": 1, "wait_seconds": 0},
         "targets": {"cpu-test": ["loss<=5, fastest"]},
     }  # fmt: skip
@@ -157,7 +157,7 @@ def a_vit(project: Path) -> None:
     write_image_model(project / "vit")
     for path in (project / "model").glob("*token*"):
         (project / "vit" / path.name).write_bytes(path.read_bytes())
-    changed(project, "bad.yaml", model="./vit")
+    changed(project, "bad.yaml", model="./vit", space={"depths": [3], "heads": [4], "ffn": [64]})
 
 
 @pytest.mark.parametrize(

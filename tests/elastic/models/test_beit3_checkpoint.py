@@ -45,6 +45,19 @@ def test_misfits_are_listed(state: dict[str, Tensor]) -> None:
         load_checkpoint({"fc_norm.weight": torch.zeros(3)})
 
 
+def test_a_head_for_questions_has_every_tensor_or_none_is_loaded() -> None:
+    state = released_state("tiny", "questions")[1]
+    spoilt = {**state, "head.1.bias": torch.zeros(3), "head.2.weight": torch.zeros(1)}
+    del spoilt["pooler.norm.weight"], spoilt["beit3.encoder.layers.0.ffn.B.fc2.weight"]
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(spoilt, "vqa.pth")
+    for part in (
+        "tensor beit3.encoder.layers.0.ffn.B.fc2.weight is missing", "tensor pooler.norm.weight is missing",
+        "tensor head.1.bias has shape (3,), expected (256,)", "tensor head.2.weight is unexpected",
+    ):  # fmt: skip
+        assert part in str(caught.value)
+
+
 def test_language_experts_are_left_out_by_name_only(state: dict[str, Tensor]) -> None:
     with pytest.raises(CheckpointError, match=r"tensor beit3\.encoder\.layers\.0\.ffn\.B\.fc3\.weight is unexpected"):
         load_checkpoint({**state, "beit3.encoder.layers.0.ffn.B.fc3.weight": torch.zeros(1)})
