@@ -17,7 +17,7 @@ from instatune_deploy.exporting import FullNetwork, confirm_beside, export_netwo
 from instatune_deploy.job import Job, Report
 from instatune_deploy.planning.steps import Step, plan_steps
 from instatune_deploy.stages.export import Artifact
-from instatune_deploy.values.budget import Budget, bounds_of, excess, missed, nearest, shortlist, shown
+from instatune_deploy.values.budget import Budget, bounds_of, excess, improving, missed, nearest, shortlist, shown
 from instatune_deploy.values.front import Candidate, Measured, ParetoFront
 from instatune_deploy.values.progress import Begun
 from instatune_deploy.values.recipe import Recipe, read_recipe
@@ -170,7 +170,10 @@ def _select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sel
         near = nearest(front.candidates, promised, percentile)
         raise InfeasibleBudgetError(f"nothing is predicted to meet {budget.text}; nearest: {near}")
     # Tuning a candidate takes minutes, and a limit on the metric is what the fastest and smallest miss.
-    halving = bool(job.recipe.tune_epochs) and any(bound.objective.kind == "metric" for bound in promised)
+    limited = any(bound.objective.kind == "metric" for bound in promised)
+    halving = bool(job.recipe.tune_epochs) and limited and budget.prefer != "best"
+    if halving:
+        choices = improving(choices, budget.prefer)
     turns, fell = Turns(len(choices), halving=halving), list[tuple[float, Considered]]()
     best: Attempt | None = None
     while (number := turns.next()) is not None:
