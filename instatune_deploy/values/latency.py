@@ -18,9 +18,9 @@ from instatune_deploy.values.layer_costs import SWITCH, CostsMs, feature_names, 
 from instatune_deploy.values.space import TRANSFORMER, Architecture, SearchSpace
 from instatune_deploy.values.trees import problem
 
-SCHEMA_VERSION = 3
-#: What of a transformer's layers the tables of schema 2 name, and where.
-_SCHEMA_2 = {"heads": "attention_ms", "ffn": "ffn_ms"}
+SCHEMA_VERSION = 2
+#: Under which names the costs of a transformer's layers stand in a file, which were written so before there were others.
+_WRITTEN = {"heads": "attention_ms", "ffn": "ffn_ms"}
 PERCENTILES = ("p50", "p90", "p99")
 
 
@@ -164,6 +164,10 @@ class LatencyTable:
             value = getattr(self, name)
             if not all(math.isfinite(number) for number in (value.values() if isinstance(value, dict) else [value])):
                 raise ValueError(f"{name}: holds a number that is not finite")
+        for name in self.layer_ms:
+            dimension, _, count = name.rpartition(".")[2].partition("=")
+            if dimension not in self.dimensions or not count.isdecimal():
+                raise ValueError(f"layer_ms: {name!r} is no choice of {', '.join(self.dimensions)}")
         if set(self.percentile_ratio) != set(PERCENTILES) or set(self.interval_pct) != {"label", *PERCENTILES}:
             raise ValueError("percentile_ratio, interval_pct: must name label, p50, p90 and p99")
         for group in ("samples", "heldout"):
@@ -225,6 +229,11 @@ class LatencyTable:
     def to_json(self) -> str:
         """Readable JSON that diffs line by line; `from_json` reads it back."""
         data = asdict(self)
+        if self.dimensions == TRANSFORMER:
+            costs = [(*name.split("="), ms) for name, ms in data.pop("layer_ms").items()]
+            for dimension, name in _WRITTEN.items():
+                data[name] = {int(count): ms for kind, count, ms in costs if kind == dimension}
+            del data["dimensions"]
         text = json.dumps(data, indent=1, sort_keys=True)
         # One line a sample: the lists of numbers stay together.
         return re.sub(r"\{[^{}]*\"label_ms\"[^{}]*\}", lambda m: " ".join(m[0].split()), text) + "\n"
@@ -237,11 +246,13 @@ class LatencyTable:
             TableError: it is damaged or was edited; names the file and the field.
         """
         try:
-            table = pydantic.TypeAdapter(LatencyTable).validate_python(_newest(json.loads(text)))
+            table = pydantic.TypeAdapter(LatencyTable).validate_python(_of_layers(json.loads(text)))
         except pydantic.ValidationError as error:
             raise TableError(f"{source}: {first_fault(error)}") from None
-        except ValueError as error:
+        except json.JSONDecodeError as error:
             raise TableError(f"{source}: not JSON: {error}") from None
+        except ValueError as error:
+            raise TableError(f"{source}: {error}") from None
         if table.heldout:
             try:
                 found = table.mean_error_pct()
@@ -270,18 +281,16 @@ def raw_file(table_path: str) -> str:
     return table_path.removesuffix(".json") + ".samples.npz"
 
 
-def _newest(data: Any) -> Any:
-    """A table of this schema from the JSON of one of schema 2, which knew one stage of transformer layers alone."""
-    if not isinstance(data, dict) or data.get("schema_version") != 2:
+def _of_layers(data: Any) -> Any:
+    """The fields of a table from what stands in its file."""
+    if not isinstance(data, dict) or "layer_ms" in data:
         return data
-    found = {dimension: data.get(name) for dimension, name in _SCHEMA_2.items()}
-    kept = {name: value for name, value in data.items() if name not in _SCHEMA_2.values()}
     layer_ms: dict[str, Any] = {}
-    for dimension, costs in found.items():
-        if not isinstance(costs, dict):
-            return data  # refused for its schema
+    for dimension, name in _WRITTEN.items():
+        if not isinstance(costs := data.get(name), dict):
+            raise ValueError(f"{name}: holds no cost for each choice")
         layer_ms.update({f"{dimension}={choice}": ms for choice, ms in costs.items()})
-    return {**kept, "layer_ms": layer_ms, "schema_version": SCHEMA_VERSION}
+    return {**{name: value for name, value in data.items() if name not in _WRITTEN.values()}, "layer_ms": layer_ms}
 
 
 def table_statistics(table: LatencyTable) -> dict[str, Any]:

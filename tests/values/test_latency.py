@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -83,7 +84,9 @@ def test_a_table_round_trips(
         (("percentile_ratio", "p90"), float("inf"), "percentile_ratio: .*finite"),
         (("interval_pct",), {"label": 1.0}, "interval_pct"),
         (("trees",), [{"feature": "switch"}], "trees: one is neither"),
-        (("layer_ms", "heads=6"), "slow", "layer_ms"),
+        (("attention_ms", "6"), "slow", "layer_ms.heads=6"),
+        (("attention_ms", "x"), 1.0, "layer_ms: 'heads=x' is no choice of heads, ffn"),
+        (("ffn_ms",), None, "ffn_ms: holds no cost"),
         (("heldout",), [{"architecture": "1L[1-1]"}], "heldout.0"),
         (("colour",), "red", "colour"),
         (("schema_version",), 99, "schema_version: is 99"),
@@ -103,18 +106,22 @@ def test_a_damaged_table_names_file_and_field(make_table: MakeTable, path: tuple
     assert "\n" not in str(caught.value)
 
 
-def test_a_table_of_schema_2_reads_as_what_it_meant(make_table: MakeTable) -> None:
+def test_a_transformers_table_is_written_as_before_there_were_others(make_table: MakeTable) -> None:
+    """Keys of stages are made of the text."""
     table = make_table(SPACE)
     data = json.loads(table.to_json())
-    for dimension, name in (("heads", "attention_ms"), ("ffn", "ffn_ms")):
-        costs = ((key.split("="), ms) for key, ms in table.layer_ms.items())
-        data[name] = {count: ms for (kind, count), ms in costs if kind == dimension}
-    del data["layer_ms"], data["dimensions"]
-    written = json.dumps({**data, "schema_version": 2})
-    assert LatencyTable.from_json(written) == table
-    del data["ffn_ms"]
-    with pytest.raises(TableError, match="layer_ms"):
-        LatencyTable.from_json(json.dumps({**data, "schema_version": 2}))
+    assert data["attention_ms"] == {"6": 0.5, "12": 1.0}
+    assert data["ffn_ms"] == {"512": 0.5, "1024": 1.0}
+    assert not {"layer_ms", "dimensions"} & data.keys()
+    assert table.to_json().index('"6": 0.5') < table.to_json().index('"12": 1.0')
+    stages = replace(table, dimensions=("filters",), layer_ms={"stage1.first.filters=8": 1.0, "stage1.filters=8": 2.0})
+    assert LatencyTable.from_json(stages.to_json()) == stages
+
+
+def test_shipped_text_is_written_again_to_the_byte() -> None:
+    for path in sorted((Path(__file__).parents[2] / "latency_tables").rglob("*.json")):
+        text = path.read_text(encoding="utf-8")
+        assert LatencyTable.from_json(text).to_json() == text
 
 
 def test_a_truncated_file_is_refused(make_table: MakeTable) -> None:
