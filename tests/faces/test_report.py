@@ -221,7 +221,7 @@ def test_the_slider_moves_the_selection_as_select_would(
         ]
         assert words[4:] == ["--target", "cpu-avx512", "--percentile", "p50", "--run", "runs/minilm-sst2"]
         chosen.add(best.architecture)
-    assert len(chosen) > 8
+    assert len(chosen) >= 8
     assert best is not None
     assert page.locator("#candidates tr.selected td").first.text_content() == str(best.architecture)
 
