@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 #: Pages in the order in which somebody reads them: what is made on one is used on the next.
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("start", "recipes", "search", "targets", "artifacts", "serving")),
+    *(f"docs/{name}.md" for name in ("start", "recipes", "search", "targets", "artifacts", "serving", "report")),
 ]
 #: What makes a tiny model's job short; nothing that pages say is changed by it.
 QUICK = {
