@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 
 from instatune_deploy.device import machine_facts
 from instatune_deploy.device.machine_facts import available_cpus, check_machine, lacking_cpu, runtime_versions
@@ -13,7 +14,10 @@ from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.latency import Machine
 from instatune_deploy.values.target import Target
 
-__all__ = ["accelerators", "available_cpus", "check_target", "detect", "runtime_versions", "usable_deployments"]
+__all__ = [
+    "Servable", "accelerators", "available_cpus", "check_target", "detect", "runtime_versions", "servable",
+    "usable_deployments",
+]  # fmt: skip
 
 
 @functools.cache
@@ -40,6 +44,31 @@ def check_target(target: Target, machine: Machine) -> None:
     usable, skipped = usable_deployments(target, machine)
     if not usable:
         raise TargetError(f"target {target.name} has no deployment for this machine: {'; '.join(skipped)}")
+
+
+@dataclass(frozen=True)
+class Servable:
+    """Whether a machine can serve `target`: by which `deployments`, why not by others (`skipped`, a line each), and why not
+    at all (`reason`; None where it can)."""
+
+    target: Target
+    deployments: tuple[Deployment, ...] = ()
+    skipped: tuple[str, ...] = ()
+    reason: str | None = None
+
+
+def servable(targets: Iterable[Target], machine: Machine) -> list[Servable]:
+    """What `machine` can serve of `targets`, in their order."""
+    found = []
+    for target in targets:
+        try:
+            check_target(target, machine)
+        except TargetError as error:
+            found.append(Servable(target, reason=str(error)))
+            continue
+        usable, skipped = usable_deployments(target, machine)
+        found.append(Servable(target, tuple(usable), tuple(skipped)))
+    return found
 
 
 def usable_deployments(target: Target, machine: Machine) -> tuple[list[Deployment], list[str]]:

@@ -104,3 +104,13 @@ def find_target(name: str, directories: list[Path]) -> Target:
         if path.is_file():
             return read_target(path)
     raise UnknownNameError("target", name, {path.stem for d in directories for path in d.glob("*.yaml")})
+
+
+def every_target(directories: list[Path]) -> list[Target]:
+    """All targets in `directories` by name, each from the first that has it.
+
+    Raises:
+        TargetError: a file does not validate.
+    """
+    names = {path.stem for directory in directories for path in directory.glob("*.yaml")}
+    return [find_target(name, directories) for name in sorted(names)]

@@ -23,6 +23,7 @@ FLOORS = {
     "sentences": 3,
     "stages": 3,
     "benching": 4,
+    "doctoring": 4,
     "deployed": 4,
     "profiling": 4,
     "repositories": 4,

@@ -2,6 +2,7 @@
 
 from instatune_deploy.faces.cli import (  # noqa: F401
     bench,
+    doctor,
     export,
     finetune,
     fleet,

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from instatune_deploy.errors import TargetError
 from instatune_deploy.faces.cli.app import JsonOption, app, emit
 from instatune_deploy.values.deployment import Deployment
-from instatune_deploy.values.target import Target, find_target
+from instatune_deploy.values.target import every_target, find_target
 from instatune_deploy.workspace import data_directories
+
+if TYPE_CHECKING:
+    from instatune_deploy.device.fingerprint import Servable
 
 targets = typer.Typer(help="List, show and detect targets.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(targets, name="targets")
-
-
-def _all() -> list[Target]:
-    places = data_directories("targets")
-    names = {path.stem for place in places for path in place.glob("*.yaml")}
-    return [find_target(name, places) for name in sorted(names)]
 
 
 @targets.command("list")
@@ -29,10 +25,11 @@ def list_targets(as_json: JsonOption = False) -> None:
 
     Example: instatune-deploy targets list
     """
+    known = every_target(data_directories("targets"))
     if as_json:
-        emit({target.name: target.description for target in _all()})
+        emit({target.name: target.description for target in known})
         return
-    for target in _all():
+    for target in known:
         typer.echo(f"{target.name:16} {target.description}")
 
 
@@ -73,24 +70,23 @@ def detect_targets(as_json: JsonOption = False) -> None:
 
     Example: instatune-deploy targets detect
     """
-    from instatune_deploy.device.fingerprint import check_target, detect, usable_deployments
+    from instatune_deploy.device import fingerprint
 
-    machine = detect()
-    found: dict[str, dict[str, Any]] = {}
-    for target in _all():
-        try:
-            check_target(target, machine)
-            usable, skipped = usable_deployments(target, machine)
-            found[target.name] = {"servable": True, "deployments": [d.name for d in usable], "skipped": skipped}
-        except TargetError as error:
-            found[target.name] = {"servable": False, "reason": str(error)}
+    found = fingerprint.servable(every_target(data_directories("targets")), fingerprint.detect())
     if as_json:
-        emit(found)
+        emit({answer.target.name: _answer(answer) for answer in found})
         return
-    for name, answer in found.items():
-        if not answer["servable"]:
-            typer.echo(f"{name:16} no: {answer['reason']}")
+    for answer in found:
+        if answer.reason is not None:
+            typer.echo(f"{answer.target.name:16} no: {answer.reason}")
             continue
-        typer.echo(f"{name:16} yes: {', '.join(answer['deployments'])}")
-        for line in answer["skipped"]:
+        typer.echo(f"{answer.target.name:16} yes: {', '.join(d.name for d in answer.deployments)}")
+        for line in answer.skipped:
             typer.echo(f"{'':16} {line}")
+
+
+def _answer(found: Servable) -> dict[str, Any]:
+    """For JSON."""
+    if found.reason is not None:
+        return {"servable": False, "reason": found.reason}
+    return {"servable": True, "deployments": [d.name for d in found.deployments], "skipped": list(found.skipped)}
