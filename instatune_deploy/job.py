@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedModel
@@ -25,6 +26,7 @@ from instatune_deploy.stages.evaluate import Evaluator
 from instatune_deploy.stages.finetune import fine_tuned, finetune
 from instatune_deploy.stages.propose import propose_space
 from instatune_deploy.stages.tune import tune
+from instatune_deploy.values.budget import Budget
 from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import ModelShape
@@ -78,33 +80,6 @@ class Job:
         self.processor.head.check_metric(self.recipe.metric, self.data.classes)
         return targets
 
-    def plan(self) -> list[str]:
-        """What `run` would do, a line a stage; writes nothing."""
-        recipe, targets = self.recipe, self.check()
-        teacher, searched = recipe.finetune.teacher, recipe.search
-        space = self.named_space
-        choices = f"{len(space.head_choices)} head counts and {len(space.ffn_choices)} MLP widths"
-        what = f"a space proposed from {choices}" if recipe.space == AUTO else f"{space.size:,} sub-networks"
-        lines = [f"model {recipe.model} ({self.config.model_type}), {what}"]
-        if teacher is not None:
-            lines.append(f"fine-tune the full model: {teacher.epochs:g} epochs of {len(self.data.train)} samples")
-        lines.append(f"elastic fine-tuning: {recipe.finetune.epochs:g} epochs of {len(self.data.train)} samples")
-        for target in targets:
-            names = ", ".join(deployment.name for deployment in usable_deployments(target, detect())[0])
-            lines.append(f"profile {target.name}: {names}, at most {recipe.profile.seconds:g} s of measuring each")
-        evaluated = searched.evaluations or searched.warm_start + searched.rounds * searched.batch
-        lines.append(
-            f"search {', '.join(searched.objectives)} by {searched.method}: at most {evaluated} sub-networks evaluated "
-            f"on {len(self.data.search)} samples each"
-        )
-        if searched.deployed:
-            lines.append(
-                f"evaluate at most {searched.deployed} of them in each other precision of {', '.join(recipe.targets)}"
-            )
-        budgets = [f"{budget} on {name}" for name, wanted in recipe.targets.items() for budget in wanted]
-        lines.append(f"select, export and confirm on {len(self.report_split)} samples: {', '.join(budgets)}")
-        return [*lines, "what the run directory holds of this already is reused"]
-
     @cached_property
     def config(self) -> PretrainedConfig:
         return load_config(self.recipe.model)
@@ -125,7 +100,7 @@ class Job:
         def teacher() -> PreTrainedModel:
             return fine_tuned(
                 recipe.finetune, self.load_model, self.data, self.processor, self.workspace, key=self.inputs_key,
-                seed=recipe.seed, report=self.report,
+                seed=recipe.seed, report=self.report, inputs=self.inputs,
             )  # fmt: skip
 
         def tables(model: PreTrainedModel) -> list[LatencyTable]:
@@ -134,7 +109,7 @@ class Job:
 
         proposed = propose_space(
             recipe, teacher, tables, self.data.train, self.processor, self.workspace, key=self.inputs_key,
-            report=self.report,
+            report=self.report, inputs=self.inputs,
         )  # fmt: skip
         return space_for(self.config, proposed.model_dump())
 
@@ -159,13 +134,28 @@ class Job:
 
     @cached_property
     def inputs_key(self) -> str:
-        """A hash of the model, the data and whatever else training depends on beside its settings."""
+        """A hash of `inputs`."""
+        found, recipe = self.inputs, self.recipe
+        bytes_of = [value for name, value in found.items() if name.startswith("content of ")]
+        versions = {name: found[name] for name in ("torch", "transformers")}
+        return content_key(
+            bytes_of, found["data"], recipe.task, recipe.metric, recipe.reset_head, recipe.seed, versions
+        )
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """The model, the data and whatever else training depends on beside its settings, by name; a hash of the content
+        stands for what lies on this machine."""
         recipe = self.recipe
-        sources = [recipe.model, recipe.data.train, *([recipe.data.report] if recipe.data.report else [])]
-        bytes_of = [tree_key(Path(source)) if Path(source).exists() else source for source in sources]
+        sources = {"model": recipe.model, "data.train": recipe.data.train, "data.report": recipe.data.report}
+        contents = {
+            f"content of {name}": tree_key(Path(source)) if Path(source).exists() else source
+            for name, source in sources.items() if source is not None
+        }  # fmt: skip
         rows = recipe.data.model_dump(exclude={"train", "report"})
         versions = {name: runtime_versions()[name] for name in ("torch", "transformers")}
-        return content_key(bytes_of, rows, recipe.task, recipe.metric, recipe.reset_head, recipe.seed, versions)
+        own = {name: getattr(recipe, name) for name in ("task", "metric", "reset_head", "seed")}
+        return {**contents, "data": rows, **own, **versions}
 
     # -- stages ---------------------------------------------------------------------------------------------------
 
@@ -177,7 +167,7 @@ class Job:
             recipe.finetune,
             self.load_model,
             self.space, self.data, self.processor, self.workspace, key=self.inputs_key, seed=recipe.seed,
-            report=self.report,
+            report=self.report, inputs=self.inputs,
         )  # fmt: skip
 
     def tuned(self, architecture: Architecture, epochs: float) -> PreTrainedModel:
@@ -308,3 +298,26 @@ class Job:
                 )
             found[place] = tables[deployment]
         return found
+
+    # -- selections -----------------------------------------------------------------------------------------------
+
+    def selection_stage(self, target: Target, budget: Budget) -> str:
+        """Names the stage that selects for a budget on a target."""
+        return f"select-{target.name}-{self.recipe.percentile}-{budget.file_name}"
+
+    def selection_key(self, front: ParetoFront, budget: Budget) -> str:
+        """What decides whether a selection is reused."""
+        recipe = self.recipe
+        return content_key(
+            self.supernet_key, front.to_list(), budget.text, recipe.percentile, self.inputs_key, recipe.max_drop,
+            recipe.tune_epochs,
+        )  # fmt: skip
+
+    def selection_parts(self, front: ParetoFront, budget: Budget) -> dict[str, Any]:
+        """What `selection_key` is the hash of, by name."""
+        recipe = self.recipe
+        own = {name: getattr(recipe, name) for name in ("percentile", "max_drop", "tune_epochs")}
+        return {
+            "content of the super-network": self.supernet_key, "content of the front": content_key(front.to_list()),
+            "budget": budget.text, **own, **self.inputs,
+        }  # fmt: skip

@@ -15,6 +15,7 @@ from instatune_deploy.elastic.processes import is_main_process, process_count
 from instatune_deploy.errors import InfeasibleBudgetError, PrecisionLossError, UsageError
 from instatune_deploy.exporting import FullNetwork, confirm_beside, export_network, measured_value
 from instatune_deploy.job import Job, Report
+from instatune_deploy.planning.steps import plan_steps
 from instatune_deploy.stages.export import Artifact
 from instatune_deploy.values.budget import Budget, bounds_of, excess, improving, missed, nearest, shortlist, shown
 from instatune_deploy.values.front import Candidate, Measured, ParetoFront
@@ -24,7 +25,6 @@ from instatune_deploy.values.target import Target
 from instatune_deploy.values.turns import Turns
 from instatune_deploy.workspace import (
     Workspace,
-    content_key,
     move_directory,
     write_json,
     write_text,
@@ -66,6 +66,8 @@ def start_job(recipe: Recipe, workspace: Workspace, report: Report) -> Job:
     """
     job = Job(recipe, workspace, report)
     job.check()
+    for step in plan_steps(job):
+        report(f"plan: {step}")
     if is_main_process():
         workspace.begin()
         with workspace.locked():
@@ -103,14 +105,14 @@ def _select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sel
     if places := [limit.objective.place for limit in budget.limits if limit.objective.place]:
         raise UsageError(f"select measures on {target.name}: a budget cannot be on {places[0]}")
     name = f"{percentile}-{budget.file_name}"
-    stage = f"select-{target.name}-{name}"
-    key = content_key(
-        job.supernet_key, front.to_list(), budget.text, percentile, job.inputs_key, job.recipe.max_drop, job.recipe.tune_epochs,
-    )  # fmt: skip
+    stage = job.selection_stage(target, budget)
+    key = job.selection_key(front, budget)
     record_path = workspace.path("selections", f"{target.name}-{name}.json")
     artifact_path = workspace.path("artifacts", target.name, name)
     if workspace.is_done(stage, key):
-        job.report(f"artifact for {percentile} {budget.text} on {target.name}: reused")
+        job.report(
+            f"artifact for {percentile} {budget.text} on {target.name}: reused, its front and budget are the same"
+        )
         return Selection.from_dict(json.loads(record_path.read_text(encoding="utf-8")))
     reference = FullNetwork(job, target, front)
     promised = bounds_of(budget.limits, reference.predicted)
@@ -169,7 +171,7 @@ def _select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sel
         ),
     )  # fmt: skip
     write_json(record_path, selection.to_dict())
-    workspace.mark_done(stage, key, [artifact_path, record_path])
+    workspace.mark_done(stage, key, [artifact_path, record_path], made_from=job.selection_parts(front, budget))
     return selection
 
 

@@ -26,6 +26,7 @@ from instatune_deploy.stages.profile.table import refit
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.latency import LatencyTable, raw_file, table_file
+from instatune_deploy.values.macs import ModelShape
 from instatune_deploy.values.recipe import ProfileSection, read_recipe
 from instatune_deploy.values.shelf import find_table
 from instatune_deploy.values.space import SearchSpace
@@ -95,6 +96,20 @@ class Prober:
         return found.table
 
 
+def look_up(
+    target: Target, deployment: Deployment, shape: ModelShape, space: SearchSpace, settings: ProfileSection, out: Path
+) -> tuple[LatencyTable | None, list[str]]:
+    """The latency table for networks of `shape` that covers `space`, and lines about those passed over; see `find_table`.
+
+    Args:
+        out: directory of tables, to look in before others.
+    """
+    return find_table(
+        target.name, shape.signature, deployment, space, data_directories("latency_tables", out),
+        machine=detect(), versions=runtime_versions(), foreign=settings.foreign_tables,
+    )  # fmt: skip
+
+
 def target_tables(
     target: Target, prober: Prober, settings: ProfileSection, out: Path, *, seed: int, report: Report
 ) -> list[LatencyTable]:
@@ -109,10 +124,7 @@ def target_tables(
     """
 
     def find(deployment: Deployment) -> LatencyTable | None:
-        table, lines = find_table(
-            target.name, prober.shape.signature, deployment, prober.space, data_directories("latency_tables", out),
-            machine=detect(), versions=runtime_versions(), foreign=settings.foreign_tables,
-        )  # fmt: skip
+        table, lines = look_up(target, deployment, prober.shape, prober.space, settings, out)
         for line in [*lines, *([describe_table(table)] if table is not None else [])]:
             report(line)
         return table

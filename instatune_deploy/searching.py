@@ -53,9 +53,9 @@ class Fronts:
 
     def kept(self, goal: Goal) -> ParetoFront | None:
         """The front that was found before, if there is one."""
-        if not self.workspace.is_done(self._stage(goal), self._key(goal)):
+        if not self.holds(goal):
             return None
-        self.report(f"front of {goal.costs.target}: reused")
+        self.report(f"front of {goal.costs.target}: reused, its super-network, tables and search are the same")
         return ParetoFront.from_dict(json.loads(self._path(goal).read_text(encoding="utf-8")))
 
     def groups(self, missing: Sequence[str]) -> list[list[str]]:
@@ -100,7 +100,9 @@ class Fronts:
         for goal, front in zip(goals, found.fronts, strict=True):
             head = {"target": goal.costs.target, "percentile": self.recipe.percentile, "rounds": rounds}
             write_json(self._path(goal), {**head, **front.to_dict()})
-            self.workspace.mark_done(self._stage(goal), self._key(goal), [self._path(goal)])
+            self.workspace.mark_done(
+                self._stage(goal), self._key(goal), [self._path(goal)], made_from=self._parts(goal)
+            )
         return dict(zip(names, found.fronts, strict=True))
 
     # -- what fronts follow from ----------------------------------------------------------------------------------
@@ -116,6 +118,24 @@ class Fronts:
         return content_key(
             self.supernet_key, self.recipe.search.model_dump(), tables, self.recipe.percentile, self.recipe.seed
         )
+
+    def _parts(self, goal: Goal) -> dict[str, Any]:
+        """What `_key` is the hash of, by name."""
+        tables = {table.deployment.name: content_key(table.to_json()) for table in goal.costs.tables}
+        elsewhere = {place: content_key(table.to_json()) for place, table in goal.costs.elsewhere.items()}
+        return {
+            "content of the super-network": self.supernet_key, "search": self.recipe.search.model_dump(),
+            **{f"content of the table of {name}": key for name, key in {**tables, **elsewhere}.items()},
+            "percentile": self.recipe.percentile, "seed": self.recipe.seed,
+        }  # fmt: skip
+
+    def holds(self, goal: Goal) -> bool:
+        """Whether the front of `goal` was found before."""
+        return self.workspace.is_done(self._stage(goal), self._key(goal))
+
+    def why_anew(self, goal: Goal) -> str | None:
+        """Why there is no front of `goal` to keep; None: there never was one."""
+        return self.workspace.why_anew(self._stage(goal), self._parts(goal))
 
     def _claim(self, targets: Sequence[str]) -> dict[str, Any]:
         wanted = {"objectives": [str(o) for o in self.objectives], "limits": [str(limit) for limit in self.limits]}

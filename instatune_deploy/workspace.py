@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from instatune_deploy.errors import UsageError
+from instatune_deploy.values.changes import changes, flattened, in_a_line
 from instatune_deploy.values.hashing import sha256_file
 
 
@@ -133,10 +134,34 @@ class Workspace:
         except (OSError, ValueError, KeyError, TypeError):  # none, or not one that `mark_done` wrote
             return False
 
-    def mark_done(self, stage: str, key: str, outputs: list[Path]) -> None:
-        """Record that `stage` made `outputs` from what `key` is the hash of; call it after they are in place."""
+    def mark_done(
+        self, stage: str, key: str, outputs: list[Path], *, made_from: Mapping[str, Any] | None = None
+    ) -> None:
+        """Record that `stage` made `outputs` from what `key` is the hash of; call it after they are in place.
+
+        Args:
+            made_from: the same by name, JSON-ready, for `why_anew` to say later what changed.
+        """
         names = [str(output.relative_to(self.root)) for output in outputs]
-        write_json(self.path(_RECORDS, f"{stage}.json"), {"key": key, "outputs": names})
+        record = {"key": key, "outputs": names, "made_from": flattened(made_from or {})}
+        write_json(self.path(_RECORDS, f"{stage}.json"), record)
+
+    def why_anew(self, stage: str, now: Mapping[str, Any]) -> str | None:
+        """Why `stage` is to be done anew where `is_done` says no, in a line; None: it was never done.
+
+        Args:
+            now: what it would be made from, as `mark_done` was told.
+        """
+        try:
+            record = json.loads(self.path(_RECORDS, f"{stage}.json").read_text(encoding="utf-8"))
+            before, outputs = record.get("made_from") or {}, record["outputs"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        lost = [output for output in outputs if not self.path(output).exists()]
+        if lost:
+            return f"{lost[0]} is gone"
+        differences = changes(before, flattened(now)) if before else []
+        return in_a_line(differences) or "it was made from something else"
 
 
 def data_directories(kind: str, *first: Path) -> list[Path]:

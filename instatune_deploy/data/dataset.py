@@ -19,7 +19,8 @@ from instatune_deploy.values.recipe import DataSection, Task
 #: A model's outputs: row numbers, and for each of the head's outputs an array, batch first.
 Batches = Iterable[tuple[np.ndarray, Sequence[np.ndarray]]]
 
-_FILE_KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+#: Files that can be read as rows, by suffix.
+FILE_KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
 
 
 @dataclass(frozen=True)
@@ -137,16 +138,29 @@ def _read(source: str, data: DataSection, head: Head) -> Dataset:
     Raises:
         DatasetError: see `open_task_data`.
     """
+    rows = read_rows(source)
+    for column in head.columns(data):
+        if column not in rows.column_names:
+            raise DatasetError(f"{source}: has no column {column!r}; its columns: {', '.join(rows.column_names)}")
+    return rows
+
+
+def read_rows(source: str) -> Dataset:
+    """All rows of a source, whatever columns it has.
+
+    Raises:
+        DatasetError: it is unreadable or empty; says why.
+    """
     path = Path(source)
     try:
-        if path.is_file() and path.suffix in _FILE_KINDS:
+        if path.is_file() and path.suffix in FILE_KINDS:
             options = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
-            rows = load_dataset(_FILE_KINDS[path.suffix], data_files=str(path), split="train", **options)
+            rows = load_dataset(FILE_KINDS[path.suffix], data_files=str(path), split="train", **options)
         elif path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
             rows = load_from_disk(str(path))
         elif path.is_dir():
             rows = load_dataset("imagefolder", data_dir=str(path), split="train")
-        elif source.startswith((".", "/")) or path.suffix in _FILE_KINDS:
+        elif source.startswith((".", "/")) or path.suffix in FILE_KINDS:
             raise DatasetError(f"{source}: no such file or directory")
         else:
             name, _, split = source.partition(":")
@@ -163,7 +177,4 @@ def _read(source: str, data: DataSection, head: Head) -> Dataset:
         raise DatasetError(f"{source}: holds the splits {', '.join(rows)}; give the directory of one of them")
     if len(rows) == 0:
         raise DatasetError(f"{source}: is empty")
-    for column in head.columns(data):
-        if column not in rows.column_names:
-            raise DatasetError(f"{source}: has no column {column!r}; its columns: {', '.join(rows.column_names)}")
     return rows

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -27,7 +28,7 @@ from instatune_deploy.elastic.training import (
     trainer_arguments,
     with_dropout,
 )
-from instatune_deploy.values.recipe import FinetuneSection
+from instatune_deploy.values.recipe import FinetuneSection, TrainingSection
 from instatune_deploy.values.space import SearchSpace
 from instatune_deploy.workspace import Workspace, content_key, new_directory
 
@@ -37,6 +38,7 @@ Report = Callable[[str], None]
 def finetune(
     settings: FinetuneSection, load_model: Callable[[], PreTrainedModel], space: SearchSpace, data: TaskData,
     processor: Processor, workspace: Workspace, *, key: str, seed: int, report: Report,
+    inputs: Mapping[str, Any] | None = None,
 ) -> Supernet:  # fmt: skip
     """The fine-tuned super-network, made or, where `workspace` holds it for the same inputs, read.
 
@@ -48,19 +50,22 @@ def finetune(
         load_model: loads the pre-trained model anew.
         key: hash of model, data and seed; with the settings and the space it decides what is reused.
         report: is told each step, a line each.
+        inputs: what `key` is the hash of, by name, for the record.
 
     Raises:
         TrainingError: the loss became infinite or not a number.
         UsageError: a batch cannot be divided among the processes.
     """
-    elastic_key = content_key(key, settings.model_dump(exclude={"preset"}), space.to_dict())
+    elastic_key = supernet_key(settings, space, key)
     path = workspace.path("supernet")
     if workspace.is_done("finetune", elastic_key):
-        report("super-network: reused")
+        report("super-network: reused, its model, data, space and settings are the same")
         return load_supernet(path)
     teacher = None
     if settings.needs_teacher:
-        teacher = fine_tuned(settings, load_model, data, processor, workspace, key=key, seed=seed, report=report)
+        teacher = fine_tuned(
+            settings, load_model, data, processor, workspace, key=key, seed=seed, report=report, inputs=inputs
+        )
     started = load_model() if settings.start == "pretrained" or teacher is None else copy.deepcopy(teacher)
     supernet = Supernet(with_dropout(started, settings.dropout), space)
     if teacher is not None:
@@ -78,24 +83,44 @@ def finetune(
         with new_directory(path) as draft:
             save_supernet(supernet, draft)
             processor.save(draft)
-        workspace.mark_done("finetune", elastic_key, [path])
+        workspace.mark_done("finetune", elastic_key, [path], made_from=supernet_parts(settings, space, inputs or {}))
         shutil.rmtree(workspace.path(".checkpoints"), ignore_errors=True)
     wait_for_all()
     return load_supernet(path)
 
 
+def supernet_key(settings: FinetuneSection, space: SearchSpace, key: str) -> str:
+    """What decides whether a super-network is reused; `key` is the hash of model, data and seed."""
+    return content_key(key, settings.model_dump(exclude={"preset"}), space.to_dict())
+
+
+def supernet_parts(settings: FinetuneSection, space: SearchSpace, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What `supernet_key` is the hash of, by name."""
+    return {**inputs, "finetune": settings.model_dump(exclude={"preset"}), "space": space.to_dict()}
+
+
+def teacher_key(settings: TrainingSection, key: str) -> str:
+    """What decides whether a teacher is reused."""
+    return content_key(key, settings.model_dump())
+
+
+def teacher_parts(settings: TrainingSection, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What `teacher_key` is the hash of, by name."""
+    return {**inputs, "finetune": {"teacher": settings.model_dump()}}
+
+
 def fine_tuned(
     settings: FinetuneSection, load_model: Callable[[], PreTrainedModel], data: TaskData, processor: Processor,
-    workspace: Workspace, *, key: str, seed: int, report: Report,
+    workspace: Workspace, *, key: str, seed: int, report: Report, inputs: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:  # fmt: skip
     """The fine-tuned full model: the strong teacher T, and where the super-network starts from."""
     model = load_model()
     if settings.teacher is None:
         return model
-    key = content_key(key, settings.teacher.model_dump())
+    key = teacher_key(settings.teacher, key)
     path = workspace.path("teacher")
     if workspace.is_done("teacher", key):
-        report("teacher: reused")
+        report("teacher: reused, its model, data and settings are the same")
         return type(model).from_pretrained(path)
     checkpoints = workspace.path(".checkpoints", f"teacher-{key}")
     report(f"fine-tuning the full model: {settings.teacher.epochs:g} epochs of {len(data.train)} samples")
@@ -105,7 +130,7 @@ def fine_tuned(
         with new_directory(path) as draft:
             model.save_pretrained(draft)
             processor.save(draft)
-        workspace.mark_done("teacher", key, [path])
+        workspace.mark_done("teacher", key, [path], made_from=teacher_parts(settings.teacher, inputs or {}))
     wait_for_all()
     # Read back, so that a run that was stopped here and one that was not go on from the same bytes.
     return type(model).from_pretrained(path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import yaml
 from transformers import PreTrainedModel
@@ -34,6 +35,7 @@ _LEAST_NETWORKS = 16
 def propose_space(
     recipe: Recipe, fine_tuned: Callable[[], PreTrainedModel], tables: Callable[[PreTrainedModel], list[LatencyTable]],
     train: Split, processor: Processor, workspace: Workspace, *, key: str, report: Report,
+    inputs: Mapping[str, Any] | None = None,
 ) -> SpaceSection:  # fmt: skip
     """The space for a recipe that asks for `auto`, made or, where `workspace` holds it for the same inputs, read.
 
@@ -46,12 +48,13 @@ def propose_space(
         train: rows to score on.
         key: hash of model, data and seed; with the settings of the scoring it decides what is reused.
         report: is told each step and each reason, a line each.
+        inputs: what `key` is the hash of, by name, for the record.
 
     Raises:
         UsageError: the fine-tuned model has learnt nothing, or the tables can hardly tell a network from another.
         RecipeError: what stands in ``space.yaml`` is no recipe, or says no space.
     """
-    key = content_key(key, recipe.finetune.model_dump(include=_SCORED_BY))
+    key = proposal_key(recipe, key)
     path = workspace.path(SPACE_FILE)
     if workspace.is_done("space", key):
         report(f"space: reused, as {path} says")
@@ -71,13 +74,23 @@ def propose_space(
             for line in proposal.to_yaml().splitlines():
                 report(line)
             write_text(path, _with_reasons(recipe, proposal))
-            workspace.mark_done("space", key, [path])
+            workspace.mark_done("space", key, [path], made_from=proposal_parts(recipe, inputs or {}))
         while not workspace.is_done("space", key):  # the others sleep: they would disturb what is measured
             time.sleep(1)
     found = read_recipe(path).space
     if isinstance(found, str):
         raise RecipeError(f"{path}: space: is {found!r}, expected depths, heads and ffn; remove the file to start anew")
     return found
+
+
+def proposal_key(recipe: Recipe, key: str) -> str:
+    """What decides whether a proposed space is reused; `key` is the hash of model, data and seed."""
+    return content_key(key, recipe.finetune.model_dump(include=_SCORED_BY))
+
+
+def proposal_parts(recipe: Recipe, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What `proposal_key` is the hash of, by name."""
+    return {**inputs, "finetune": recipe.finetune.model_dump(include=_SCORED_BY)}
 
 
 def score(

@@ -381,10 +381,22 @@ def read_recipe(path: Path) -> Recipe:
         RecipeError: it is unreadable, or a key is missing, unknown (names the nearest) or of the wrong form.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return parse_recipe(path.read_text(encoding="utf-8"), path)
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def parse_recipe(text: str, path: Path) -> Recipe:
+    """The recipe that YAML says; `path` is where it stands or shall stand.
+
+    Raises:
+        RecipeError: see `read_recipe`.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
         raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: expected keys such as model, task, data and targets")

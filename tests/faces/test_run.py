@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,14 +22,19 @@ from instatune_deploy.device.runtimes.base import run_file
 from instatune_deploy.elastic.subnetwork import load_subnetwork
 from instatune_deploy.elastic.supernet import load_supernet
 from instatune_deploy.exporting import FullNetwork
+from instatune_deploy.job import Job
 from instatune_deploy.pipeline import open_run
+from instatune_deploy.planning.estimate import Plan, make_plan
+from instatune_deploy.planning.steps import plan_steps
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.fleet import Fleet
 from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.hashing import sha256_file
+from instatune_deploy.values.recipe import Recipe, read_recipe
 from instatune_deploy.values.selection import Selection
 from instatune_deploy.values.space import Architecture
-from tests.helpers import write_project
+from instatune_deploy.workspace import Workspace
+from tests.helpers import write_project, write_text_data
 
 COMMAND = [sys.executable, "-m", "instatune_deploy"]
 
@@ -328,6 +334,88 @@ def test_another_target_trains_and_evaluates_nothing(project: Path, run: Path) -
     assert both.json["fronts"]["cpu-other"] == found.json["front"]
     assert set(both.json["fronts"]) == {"cpu-other", "cpu-test"}
     assert (run / "evaluations.jsonl").read_bytes() == before
+
+
+def planned(run: Path, **changes: Any) -> dict[str, str]:
+    """The stages of the run whose recipe is changed so, each with what becomes of it; of the first of a kind."""
+    recipe = read_recipe(run / "recipe.yaml")
+    changed = Recipe.model_validate({**recipe.model_dump(), **changes})
+    steps = plan_steps(Job(changed, Workspace(run), lambda line: None))
+    return {step.kind: str(step).partition(": ")[2] for step in reversed(steps)}
+
+
+def test_a_plan_says_what_is_reused_and_why(project: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    recipe = read_recipe(run / "recipe.yaml")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    same = planned(run)
+    assert set(same) == {"teacher", "super-network", "table", "front", "selection"}
+    assert all(line.startswith("reused, ") for line in same.values())
+
+    budget = planned(run, targets={"cpu-test": ["80%"]})
+    assert [kind for kind, line in budget.items() if not line.startswith("reused")] == ["selection"]
+    assert budget["selection"] == "to do, nothing of it is there yet"
+
+    percentile = planned(run, percentile="p90")
+    assert {kind for kind, line in percentile.items() if line.startswith("reused")} == {
+        "teacher", "super-network", "table"
+    }  # fmt: skip
+
+    target = yaml.safe_load((project / "targets" / "cpu-test.yaml").read_text())
+    (project / "targets" / "cpu-second.yaml").write_text(yaml.safe_dump({**target, "name": "cpu-second"}))
+    second = planned(run, targets={"cpu-second": ["80%"]})
+    assert second["teacher"].startswith("reused")
+    assert second["super-network"].startswith("reused")
+    assert second["front"] == "to do, it follows from the tables; 16 of 16 sub-networks are evaluated already"
+
+    space = planned(run, space={"depths": [2, 3], "heads": [2, 4], "ffn": [16, 64]})
+    assert space["teacher"].startswith("reused")
+    assert space["super-network"] == ("to do, space.depths: [1, 2, 3] -> [2, 3]; all that follows from it is redone")
+    assert space["front"] == "to do, it follows from the super-network"
+
+    trained = planned(run, finetune={**recipe.finetune.model_dump(), "epochs": 3, "alpha": 0.4})
+    assert trained["teacher"].startswith("reused")
+    assert trained["super-network"].startswith("to do, finetune.epochs: 2.0 -> 3.0, finetune.alpha: ")
+
+    searched = planned(run, search={**recipe.search.model_dump(), "rounds": 3})
+    assert searched["front"] == "to do, search.rounds: 2 -> 3; 16 of 20 sub-networks are evaluated already"
+    assert searched["super-network"].startswith("reused")
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_plan_knows_files_that_changed_or_went(project: Path, run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "supernet")
+    assert planned(copy)["super-network"] == "to do, supernet is gone; all that follows from it is redone"
+    data = tmp_path / "train.parquet"
+    write_text_data(data, 400, seed=7)
+    section = {**read_recipe(run / "recipe.yaml").data.model_dump(), "train": str(data)}
+    changed = planned(run, data=section)
+    assert changed["teacher"] == "to do, content of data.train changed; all that follows from it is redone"
+
+
+def test_a_dry_run_estimates_from_real_steps_and_writes_nothing(project: Path, run: Path) -> None:
+    def make(directory: Path) -> Plan:
+        return make_plan(Job(read_recipe(project / "recipe.yaml"), Workspace(directory), lambda line: None))
+
+    new = make(project / "runs" / "none")
+    assert not (project / "runs" / "none").exists()
+    assert new.speed is not None
+    assert new.speed.plain_step_s is not None
+    assert new.speed.elastic_step_s is not None
+    assert 0 < new.speed.sample_s < new.speed.plain_step_s
+    seconds = {found.step.kind: found.seconds for found in new.steps}
+    # 50 steps of the teacher and 20 of the super-network, which have importance beside them.
+    assert seconds["teacher"] == pytest.approx(50 * new.speed.plain_step_s)
+    assert seconds["super-network"] > 20 * new.speed.elastic_step_s
+    assert all(found.seconds > 0 and found.disk_bytes > 0 for found in new.steps)
+    assert new.lines[-1].startswith(f"in all about {new.minutes:.0f} min" if new.minutes >= 1 else "in all about ")
+    assert "estimates, from" in new.lines[-1]
+    found = make(run)
+    assert found.speed is None
+    assert found.minutes == found.disk_bytes == 0
+    assert found.lines[-1] == "nothing is left to do: everything is reused"
 
 
 def test_killed_and_resumed_equals_not_killed(project: Path, run: Path, tmp_path: Path) -> None:

@@ -33,8 +33,10 @@ FLOORS = {
     "serving": 6,
     "job": 6,
     "exporting": 7,
-    "pipeline": 8,
+    "planning": 7,
     "verifying": 7,
+    "pipeline": 8,
+    "drafting": 8,
     "faces": 9,
     "__main__": 10,
 }

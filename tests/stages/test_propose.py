@@ -16,6 +16,7 @@ from instatune_deploy.elastic.subnetwork import full_architecture
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import RecipeError, SpaceError, UsageError
 from instatune_deploy.job import Job
+from instatune_deploy.planning.steps import plan_steps
 from instatune_deploy.stages import propose as stage
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.latency import LatencyTable
@@ -136,8 +137,12 @@ def test_what_is_edited_is_what_is_used(auto: Auto, proposed: SpaceSection) -> N
 
 
 def test_a_plan_says_what_is_proposed_from_and_writes_nothing(auto: Auto, tmp_path: Path) -> None:
-    plan = Job(auto.recipe, Workspace(tmp_path / "none"), auto.lines.append).plan()
-    assert "a space proposed from 4 head counts and 4 MLP widths" in plan[0]
+    steps = plan_steps(Job(auto.recipe, Workspace(tmp_path / "none"), auto.lines.append))
+    assert [step.what for step in steps if step.kind == "space"] == [
+        "propose a space from 4 head counts and 4 MLP widths"
+    ]
+    network = next(step for step in steps if step.kind == "super-network")
+    assert str(network) == "super-network: to do, its space is yet to be proposed"
     assert not (tmp_path / "none").exists()
 
 

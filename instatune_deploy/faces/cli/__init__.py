@@ -6,6 +6,7 @@ from instatune_deploy.faces.cli import (  # noqa: F401
     export,
     finetune,
     fleet,
+    init,
     package,
     profile,
     run,

@@ -54,8 +54,12 @@ def run(
 
     workspace = Workspace(directory)
     if dry_run:
-        plan = Job(checked, workspace, progress()).plan()
-        emit({"run": str(directory), "plan": plan}) if as_json else typer.echo("\n".join(plan))
+        from instatune_deploy.planning.estimate import make_plan
+
+        job = Job(checked, workspace, progress())
+        job.check()
+        plan = make_plan(job)
+        emit({"run": str(directory), **plan.to_dict()}) if as_json else typer.echo("\n".join(plan.lines))
         return
     selections = pipeline.run(checked, workspace, progress())
     if as_json:
