@@ -16,7 +16,7 @@ from instatune_deploy.data.dataset import Split, TaskData, open_report_split, op
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.deployed import DeployedEvaluator
 from instatune_deploy.device.fingerprint import check_target, detect, runtime_versions, usable_deployments
-from instatune_deploy.elastic.pretrained import load_config, load_pretrained, space_for
+from instatune_deploy.elastic.pretrained import check_reads, load_config, load_pretrained, space_for
 from instatune_deploy.elastic.subnetwork import check_space
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import TableError, did_you_mean
@@ -72,7 +72,9 @@ class Job:
         Raises:
             UsageError: something does not fit.
         """
+        self.workspace.check_free()
         targets = [self.target(name) for name in self.recipe.targets]
+        check_reads(self.recipe.model, self.config, self.recipe.task)
         check_space(self.named_space, self.config)
         self.load_model()
         for split in (self.data.train, self.data.search, self.report_split):
@@ -308,10 +310,10 @@ class Job:
     def selection_key(self, front: ParetoFront, budget: Budget) -> str:
         """What decides whether a selection is reused."""
         recipe = self.recipe
+        tuned = recipe.tune_epochs or 0  # the default is 0, which is 0.0 once the run's own recipe was read
         return content_key(
-            self.supernet_key, front.to_list(), budget.text, recipe.percentile, self.inputs_key, recipe.max_drop,
-            recipe.tune_epochs,
-        )  # fmt: skip
+            self.supernet_key, front.to_list(), budget.text, recipe.percentile, self.inputs_key, recipe.max_drop, tuned
+        )
 
     def selection_parts(self, front: ParetoFront, budget: Budget) -> dict[str, Any]:
         """What `selection_key` is the hash of, by name."""

@@ -12,7 +12,7 @@ import yaml
 
 from instatune_deploy.device.fingerprint import check_target, detect
 from instatune_deploy.elastic.processes import is_main_process, process_count
-from instatune_deploy.errors import InfeasibleBudgetError, PrecisionLossError, UsageError
+from instatune_deploy.errors import InfeasibleBudgetError, PrecisionLossError, RecipeError, UsageError
 from instatune_deploy.exporting import FullNetwork, confirm_beside, export_network, measured_value
 from instatune_deploy.job import Job, Report
 from instatune_deploy.planning.steps import plan_steps
@@ -81,6 +81,11 @@ def open_run(directory: Path, report: Report) -> Job:
     Raises:
         RecipeError: its recipe is missing or damaged.
     """
+    if not (directory / RECIPE_FILE).is_file():
+        raise RecipeError(
+            f"{directory}: its {RECIPE_FILE} is gone; `instatune-deploy run RECIPE --out {directory}` writes it anew and reuses "
+            "the rest"
+        )
     return Job(read_recipe(directory / RECIPE_FILE), Workspace(directory), report)
 
 

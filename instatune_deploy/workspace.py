@@ -122,6 +122,17 @@ class Workspace:
         finally:
             lock.release()
 
+    def check_free(self) -> None:
+        """Make sure that a run may write here: into a directory that is new, empty or a run's.
+
+        Raises:
+            UsageError: it holds other things, which a run could replace.
+        """
+        if self.root.is_dir() and not is_run(self.root) and any(self.root.iterdir()):
+            raise UsageError(f"{self.root} holds other things than a run: name a new directory with --out")
+        if self.root.exists() and not self.root.is_dir():
+            raise UsageError(f"{self.root} is a file: name a new directory with --out")
+
     def path(self, *parts: str) -> Path:
         """A path below the run's directory."""
         return self.root.joinpath(*parts)

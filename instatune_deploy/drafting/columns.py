@@ -83,6 +83,10 @@ class _Search:
             return "question-answering"
         if self._of("words") and self._of("tags"):
             return "token-classification"
+        if not self._of("text") and self._of("image"):
+            raise UsageError(
+                f"{self.source}: holds images, but the model reads texts: name another model or other rows"
+            )
         if not self._of("text"):
             raise UsageError(
                 f"{self.source}: no column holds texts; its columns: {self._described()}; name the task with --task, one of "
@@ -94,6 +98,10 @@ class _Search:
         """Those of `task` by the keys of a recipe's `data`."""
         if task in ("text-classification", "text-regression"):
             return {**self._texts(), "label": self._label()}
+        if task == "image-classification" and not self._of("image") and self._of("text") and "image" not in self.given:
+            raise UsageError(
+                f"{self.source}: holds texts, but the model reads images: name another model or other rows"
+            )
         if task == "image-classification":
             return {"image": self._one("image", "image", _IMAGES), "label": self._label()}
         if task == "token-classification":

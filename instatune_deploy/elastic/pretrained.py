@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -45,9 +46,22 @@ def load_config(name: str) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name}: no model can be loaded: {' '.join(str(error).split())[:300]}") from None
+        reason = " ".join(str(error).split())[:300]
+        if name.startswith((".", "/", "~")) and not Path(name).exists():
+            reason = "there is no such directory"
+        raise CheckpointError(f"{name}: no model can be loaded: {reason}") from None
     config_axis_map(config)
     return config
+
+
+def check_reads(name: str, config: PretrainedConfig, task: Task) -> None:
+    """Make sure that the model called `name` reads what a task is about.
+
+    Raises:
+        FamilyError: its family is not for this task.
+    """
+    if (axis_map(config.model_type).inputs == "image") != (task == "image-classification"):
+        raise FamilyError(f"{name}: a {config.model_type} model cannot do {task}")
 
 
 def load_pretrained(name: str, task: Task, classes: tuple[str, ...], *, reset_head: bool, seed: int) -> PreTrainedModel:
@@ -59,8 +73,7 @@ def load_pretrained(name: str, task: Task, classes: tuple[str, ...], *, reset_he
         FamilyError: the model cannot be elastic, or its family is not for this task.
     """
     config = load_config(name)
-    if (axis_map(config.model_type).inputs == "image") != (task == "image-classification"):
-        raise FamilyError(f"{name}: a {config.model_type} model cannot do {task}")
+    check_reads(name, config, task)
     transformers.set_seed(seed)
     own_labels = {
         "num_labels": len(classes), "id2label": dict(enumerate(classes)),
@@ -84,8 +97,8 @@ def _load(name: str, task: Task, options: dict[str, Any], *, reset_head: bool) -
     except RuntimeError as error:
         misfit = _first_misfit(name, task, options) or " ".join(str(error).split())[:300]
         raise CheckpointError(f"{name}: {misfit}") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{name}: {' '.join(str(error).split())[:300]}") from None
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{name}: its weights cannot be read: {' '.join(str(error).split())[:300]}") from None
     _check_missing(name, model, set(info["missing_keys"]), reset_head=reset_head)
     if not reset_head and not {"labels", "start_positions"} & inspect.signature(model.forward).parameters.keys():
         raise CheckpointError(

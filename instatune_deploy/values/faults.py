@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pydantic
 
-from instatune_deploy.errors import ArtifactError
+from instatune_deploy.errors import ArtifactError, did_you_mean
 
 Value = TypeVar("Value")
 
@@ -17,8 +18,20 @@ def first_fault(error: pydantic.ValidationError) -> str:
     """The first fault as ``field: message``, or the message alone where it names the field itself."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ") + _meant(first)
     # What a dataclass' __post_init__ raises has no field; its text begins with it.
-    return ": ".join(filter(None, [field, first["msg"].removeprefix("Value error, ")]))
+    return ": ".join(filter(None, [field, message]))
+
+
+def _meant(fault: Any) -> str:
+    """What may have been meant where a word is not one of those that are expected; empty if nothing is like it."""
+    if fault["type"] != "literal_error":
+        return ""
+    expected, given = re.findall(r"'([^']*)'", fault["ctx"]["expected"]), fault["input"]
+    if isinstance(given, bool) and {"on", "off"} & set(expected):
+        return "; YAML takes a bare on, off, yes or no for true or false: write it in quotes"
+    found = did_you_mean(given, expected) if isinstance(given, str) else ""
+    return found if found.startswith("; did you mean") else ""
 
 
 def read_file(path: Path, parse: Callable[[str], Value]) -> Value:

@@ -73,6 +73,11 @@ class Manifest:
         Raises:
             ArtifactError: it is missing or damaged.
         """
+        if not (directory / MANIFEST_NAME).is_file():
+            raise ArtifactError(
+                f"{directory} is not an artifact, for {directory / MANIFEST_NAME} is missing: `instatune-deploy select` and "
+                "`export` make those"
+            )
         adapter = pydantic.TypeAdapter(Manifest)
         return read_file(directory / MANIFEST_NAME, lambda text: adapter.validate_python(json.loads(text)))
 

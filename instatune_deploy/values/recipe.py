@@ -382,6 +382,8 @@ def read_recipe(path: Path) -> Recipe:
     """
     try:
         return parse_recipe(path.read_text(encoding="utf-8"), path)
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such file; `instatune-deploy init MODEL DATA` drafts a recipe") from None
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

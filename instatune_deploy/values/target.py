@@ -82,7 +82,9 @@ def read_target(path: Path) -> Target:
         target = pydantic.TypeAdapter(Target).validate_python(data)
     except pydantic.ValidationError as error:
         raise TargetError(f"{path}: {first_fault(error)}") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except OSError as error:
+        raise TargetError(f"{path}: {error.strerror}") from None
+    except (ValueError, yaml.YAMLError) as error:
         raise TargetError(f"{path}: {' '.join(str(error).split())}") from None
     for index, deployment in enumerate(target.deployments):
         if deployment.runtime == "fake":  # a stand-in for tests, which build their targets without a file

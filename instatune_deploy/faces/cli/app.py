@@ -17,7 +17,8 @@ import typer
 
 from instatune_deploy import __version__
 from instatune_deploy.elastic.processes import is_main_process
-from instatune_deploy.errors import InstatuneError, UsageError
+from instatune_deploy.errors import UsageError
+from instatune_deploy.faces.cli.failing import STOPPED, explain
 from instatune_deploy.workspace import is_run
 
 app = typer.Typer(
@@ -36,7 +37,9 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything,
 RunOption = Annotated[
     Path | None, typer.Option("--run", help="Run directory; default: this directory, or the only one in ./runs.")
 ]
-_debug = False
+#: Options of every verb.
+_FLAGS = ("--debug", "--quiet")
+_quiet = False
 
 
 def _version(wanted: bool) -> None:
@@ -48,17 +51,18 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print results and errors alone, no progress.")] = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
 ) -> None:
     """Options of every verb."""
-    global _debug
-    _debug = debug
+    global _quiet
+    _quiet = quiet
 
 
 def progress() -> Callable[[str], None]:
     """A function that prints a line to stderr with the seconds since now."""
     started = time.monotonic()
-    if not is_main_process():  # of several that train together one speaks
+    if _quiet or not is_main_process():  # of several that train together one speaks
         return lambda line: None
     return lambda line: typer.echo(f"[{time.monotonic() - started:7.1f} s] {line}", err=True)
 
@@ -97,20 +101,26 @@ def quiet_libraries() -> None:
 
 
 def main() -> None:
-    """The console script: run the verb; turn errors into one line and an exit code."""
+    """The console script: run the verb; whatever goes wrong is one line and an exit code."""
     quiet_libraries()
+    # They are the program's, and may stand anywhere.
+    words = sys.argv[1:]
+    flags = [word for word in words if word in _FLAGS]
     try:
-        app()
-    except InstatuneError as error:
-        if _debug:
+        code = app(
+            [*flags, *(word for word in words if word not in _FLAGS)], prog_name=app.info.name, standalone_mode=False
+        )
+    except BaseException as error:
+        if isinstance(error, (SystemExit, GeneratorExit)):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]  the parser's: it is the help
+            sys.exit(2)
+        if "--debug" in flags:
             traceback.print_exc()
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from here", err=True)
-        sys.exit(130)
-    except OSError as error:
-        if _debug:
-            traceback.print_exc()
-        typer.echo(f"error: {error.filename or 'system'}: {error.strerror or error}", err=True)
-        sys.exit(1)
+        line, code = explain(error)
+        typer.echo(f"error: {line}" if code != STOPPED else line, err=True)
+        sys.exit(code)
+    if code == STOPPED:
+        typer.echo(explain(KeyboardInterrupt())[0], err=True)
+    sys.exit(code if isinstance(code, int) else 0)
