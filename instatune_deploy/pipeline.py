@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from instatune_deploy.values.turns import Turns
 from instatune_deploy.workspace import (
     Workspace,
     move_directory,
+    read_json,
     write_json,
     write_text,
 )
@@ -118,7 +118,7 @@ def _select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sel
         job.report(
             f"artifact for {percentile} {budget.text} on {target.name}: reused, its front and budget are the same"
         )
-        return Selection.from_dict(json.loads(record_path.read_text(encoding="utf-8")))
+        return read_json(record_path, Selection.from_dict)
     reference = FullNetwork(job, target, front)
     promised = bounds_of(budget.limits, reference.predicted)
     gain = TUNING_GAIN if job.recipe.tune_epochs else 0.0

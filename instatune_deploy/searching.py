@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,7 @@ from instatune_deploy.values.objectives import DEFAULT
 from instatune_deploy.values.recipe import Recipe
 from instatune_deploy.values.space import SearchSpace
 from instatune_deploy.values.steadying import steadied
-from instatune_deploy.workspace import Workspace, content_key, write_json
+from instatune_deploy.workspace import Workspace, content_key, read_json, write_json
 
 #: Says which targets' search evaluates; written before it does, so that one that was stopped is resumed as it was.
 OWNER_FILE = "searched_by.json"
@@ -56,7 +55,7 @@ class Fronts:
         if not self.holds(goal):
             return None
         self.report(f"front of {goal.costs.target}: reused, its super-network, tables and search are the same")
-        return ParetoFront.from_dict(json.loads(self._path(goal).read_text(encoding="utf-8")))
+        return read_json(self._path(goal), ParetoFront.from_dict)
 
     def groups(self, missing: Sequence[str]) -> list[list[str]]:
         """The searches to make now, each for the targets named, where those of `missing` are wanted.
@@ -146,7 +145,7 @@ class Fronts:
     def _owner(self) -> dict[str, Any] | None:
         """Whose search evaluates this super-network; None: nobody's yet."""
         path = self.workspace.path(OWNER_FILE)
-        owner = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        owner = read_json(path, lambda found: found) if path.exists() else None
         return owner if isinstance(owner, dict) and owner["supernet"] == self.supernet_key else None
 
     # -- predictor ------------------------------------------------------------------------------------------------
@@ -192,4 +191,4 @@ def read_front(workspace: Workspace, recipe: Recipe, target: str) -> ParetoFront
     path = front_path(workspace, recipe, target)
     if not path.is_file():
         raise UsageError(f"no front of {target} was found yet: {path} is missing; call search without --front")
-    return ParetoFront.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    return read_json(path, ParetoFront.from_dict)

@@ -7,16 +7,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
-from instatune_deploy.errors import UsageError
+from instatune_deploy.errors import ArtifactError, UsageError
 from instatune_deploy.values.changes import changes, flattened, in_a_line
 from instatune_deploy.values.hashing import sha256_file
+
+Value = TypeVar("Value")
 
 
 def content_key(*parts: Any) -> str:
@@ -51,6 +53,19 @@ def write_bytes(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def read_json(path: Path, make: Callable[[Any], Value]) -> Value:
+    """What `make` makes of a run's JSON file.
+
+    Raises:
+        ArtifactError: it cannot be read, is not JSON or of another form; says what to do.
+    """
+    try:
+        return make(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = error.strerror if isinstance(error, OSError) else " ".join(f"{type(error).__name__}: {error}".split())
+        raise ArtifactError(f"{path} is damaged: {why}; remove it, and the same command makes it anew") from None
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -265,7 +265,7 @@ def test_the_commands_write_verify_and_package(
         ),
         (("--latency-budget", "5ms", "--percentile", "p95"), "unknown percentile 'p95'"),
         (("--artifact", "a/x", "--artifact", "b/x"), "are both called x: give --artifact NAME=b/x"),
-        (("--artifact", "nowhere"), "instatune.json: No such file"),
+        (("--artifact", "nowhere"), "is not an artifact"),
         (("--run", "nowhere", "--latency-budget", "5ms"), "nowhere"),
     ],
 )

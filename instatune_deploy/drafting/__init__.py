@@ -14,7 +14,7 @@ from instatune_deploy.data.heads import get_head
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.fingerprint import Servable, detect, servable
 from instatune_deploy.drafting.columns import Columns, find_columns
-from instatune_deploy.drafting.model import judge, lengths
+from instatune_deploy.drafting.model import judge, lengths, stride
 from instatune_deploy.drafting.source import find_source
 from instatune_deploy.drafting.writing import Draft, to_yaml
 from instatune_deploy.elastic.families import axis_map
@@ -108,6 +108,7 @@ def _find(model: str, data: str, wishes: Wishes, report: Report) -> Draft:
     counted = lengths(columns.task, rows, section, processor, config)
     if counted is not None:
         processor = Processor(model, columns.task, counted.cut)
+        section = section.model_copy(update={"sequence_length": counted.cut, "doc_stride": stride(counted.cut)})
     judgement = judge(model, columns.task, rows, section, processor)
     aside = max(1, int(min(_MOST_ASIDE, _SHARE_ASIDE * len(rows))))
     space = _space(config.model_type, lambda: space_for(config, _CHOICES))

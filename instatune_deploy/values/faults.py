@@ -31,7 +31,8 @@ def _meant(fault: Any) -> str:
     if isinstance(given, bool) and {"on", "off"} & set(expected):
         return "; YAML takes a bare on, off, yes or no for true or false: write it in quotes"
     found = did_you_mean(given, expected) if isinstance(given, str) else ""
-    return found if found.startswith("; did you mean") else ""
+    tells = found.startswith("; did you mean") and not all(name in found for name in expected)
+    return found if tells else ""
 
 
 def read_file(path: Path, parse: Callable[[str], Value]) -> Value:

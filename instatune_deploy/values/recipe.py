@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -405,10 +406,10 @@ def parse_recipe(text: str, path: Path) -> Recipe:
     recipe = check_recipe(data, str(path))
     folder = path.resolve().parent
     located = {
-        key: str(folder / value) for key, value in (("train", recipe.data.train), ("report", recipe.data.report))
+        key: os.path.normpath(folder / value) for key, value in (("train", recipe.data.train), ("report", recipe.data.report))
         if value is not None and value.startswith(("./", "../"))
     }  # fmt: skip
-    model = str(folder / recipe.model) if recipe.model.startswith(("./", "../")) else recipe.model
+    model = os.path.normpath(folder / recipe.model) if recipe.model.startswith(("./", "../")) else recipe.model
     return recipe.model_copy(update={"model": model, "data": recipe.data.model_copy(update=located)})
 
 

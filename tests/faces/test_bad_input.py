@@ -1,52 +1,46 @@
-"""What users get wrong: one clear line, the right exit code, nothing written."""
+"""What users get wrong ends in one clear line and the right exit code, and changes no file; so does what nobody foresaw."""
 
 from __future__ import annotations
 
-import sys
+import errno
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-import yaml
-from datasets import Dataset
-from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
 
-from instatune_deploy.faces.cli import main
-from tests.helpers import TARGET, call_main, write_project
+from instatune_deploy.device.fingerprint import detect
+from instatune_deploy.elastic.families import supported_families
+from instatune_deploy.errors import InfeasibleBudgetError, UnknownNameError
+from instatune_deploy.faces.cli import app, main
+from instatune_deploy.faces.cli.failing import explain
+from instatune_deploy.values.recipe import METRICS
+from tests.faces.bad_inputs import CASES, Case, write_everything
+from tests.helpers import call_main
+
+Call = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("original")
-    write_project(directory)
+    write_everything(directory)
     return directory
 
 
 @pytest.fixture
 def project(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project of its own, as the current directory."""
-    directory = tmp_path / "project"
-    directory.mkdir()
-    for path in original.rglob("*"):
-        copy = directory / path.relative_to(original)
-        if path.is_dir():
-            copy.mkdir()
-        else:
-            copy.write_bytes(path.read_bytes())
+    directory = Path(shutil.copytree(original, tmp_path / "project"))
     monkeypatch.chdir(directory)
     return directory
-
-
-Call = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     def run_main(*arguments: str) -> tuple[int, str]:
-        """Exit code and last line of stderr."""
+        """Exit code and last line of stderr; no traceback is in it."""
         code, _, last = call_main(monkeypatch, capsys, *arguments)
         return code, last
 
@@ -57,193 +51,121 @@ def snapshot(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
 
 
-def change_recipe(**changes: Any) -> None:
-    path = Path("recipe.yaml")
-    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changes}))
+def expected(case: Case, project: Path) -> str:
+    """The line that the case says, for this machine and all that there is."""
+    *tasks, last = (repr(task) for task in METRICS)
+    names = {
+        "HERE": str(project), "CPU": detect().cpu_model, "FAMILIES": ", ".join(supported_families()),
+        "VERBS": ", ".join(verb_names()), "TASKS": f"{', '.join(tasks)} or {last}",
+    }  # fmt: skip
+    line = case.message
+    for name, value in names.items():
+        line = line.replace(name, value)
+    return f"error: {line}"
 
 
-def unknown_target() -> None:
-    change_recipe(targets={"cpu-avx215": ["8ms"]})
+def verb_names() -> list[str]:
+    """Every verb, in the order in which the help has them."""
+    commands = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    return [*commands, *(str(group.name) for group in app.registered_groups)]
 
 
-def target_this_machine_lacks() -> None:
-    Path("targets/cpu-odd.yaml").write_text(
-        yaml.safe_dump({**TARGET, "name": "cpu-odd", "instruction_sets": ["mmx512"]})
-    )
-    change_recipe(targets={"cpu-odd": ["8ms"]})
+def test_the_table_is_long_and_names_each_case_once() -> None:
+    assert len(CASES) >= 60
+    assert len({case.name for case in CASES}) == len(CASES)
 
 
-def malformed_target() -> None:
-    Path("targets/cpu-test.yaml").write_text(yaml.safe_dump({**TARGET, "deployments": [{"runtime": "tensorrt"}]}))
-
-
-def family_without_axis_map() -> None:
-    GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=20)).save_pretrained("gpt2")
-    change_recipe(model="./gpt2")
-
-
-def space_wider_than_the_model() -> None:
-    change_recipe(space={"depths": [3], "heads": [2, 16], "ffn": [64]})
-
-
-def space_that_contradicts_itself() -> None:
-    change_recipe(space={"depths": [4], "heads": [2], "ffn": [64]})
-
-
-def misshapen_tensor() -> None:
-    state = load_file("model/model.safetensors")
-    state["bert.encoder.layer.0.attention.self.key.weight"] = torch.zeros(16, 32)
-    save_file(state, "model/model.safetensors", metadata={"format": "pt"})
-
-
-def missing_tensor() -> None:
-    state = load_file("model/model.safetensors")
-    del state["bert.encoder.layer.2.output.dense.bias"]
-    save_file(state, "model/model.safetensors", metadata={"format": "pt"})
-
-
-def no_model() -> None:
-    change_recipe(model="./nowhere")
-
-
-def empty_dataset() -> None:
-    Dataset.from_dict({"text": [], "label": []}).to_parquet("train.parquet")
-
-
-def mislabelled_dataset() -> None:
-    Dataset.from_dict({"text": ["film"] * 300, "label": [0, 1, -7] * 100}).to_parquet("train.parquet")
-
-
-def mislabelled_report_split() -> None:
-    Dataset.from_dict({"text": ["film"] * 3, "label": [0, 1, 2]}).to_parquet("report.parquet")
-
-
-def more_classes_than_the_head() -> None:
-    Dataset.from_dict({"text": ["film"] * 300, "label": [0, 1, 2] * 100}).to_parquet("train.parquet")
-
-
-def wrong_column() -> None:
-    data = yaml.safe_load(Path("recipe.yaml").read_text())["data"]
-    change_recipe(data={**data, "text": "sentence"})
-
-
-def no_dataset() -> None:
-    Path("train.parquet").unlink()
-
-
-def unknown_key() -> None:
-    change_recipe(finetun={"epochs": 3})
-
-
-def unknown_objective() -> None:
-    change_recipe(search={"objectives": ["metric", "latncy"]})
-
-
-def objectives_that_repeat() -> None:
-    change_recipe(search={"objectives": ["metric", "macs", "accuracy"]})
-
-
-def unknown_preset() -> None:
-    change_recipe(space="bert-bse")
-
-
-def damaged_yaml() -> None:
-    Path("recipe.yaml").write_text("model: [")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (unknown_target, "unknown target 'cpu-avx215'; did you mean 'cpu-avx2' or 'cpu-avx512'"),
-        (target_this_machine_lacks, "target cpu-odd needs mmx512, which this machine"),
-        (malformed_target, "cpu-test.yaml: deployments.0.runtime: Input should be 'onnxruntime', 'openvino'"),
-        (
-            family_without_axis_map,
-            "model family 'gpt2' has no axis map; supported families: beit, beit3, bert, deberta-v2",
-        ),
-        (space_wider_than_the_model, "the space has 16 heads, but the model only 4"),
-        (space_that_contradicts_itself, "depth 4 is more than the 3 layers there are"),
-        (
-            misshapen_tensor,
-            "tensor bert.encoder.layer.0.attention.self.key.weight has shape (16, 32), expected (32, 32)",
-        ),
-        (missing_tensor, "tensor bert.encoder.layer.2.output.dense.bias is missing, expected shape (32,)"),
-        (no_model, "no model can be loaded"),
-        (empty_dataset, "train.parquet: is empty"),
-        (mislabelled_dataset, "label -7 is not one of the 2 training classes"),
-        (mislabelled_report_split, "report split, row 2: label 2 is not one of the 2 training classes"),
-        (more_classes_than_the_head, "has shape (2,), expected (3,); for a new head set reset_head: true"),
-        (wrong_column, "has no column 'sentence'; its columns: text, label"),
-        (no_dataset, "train.parquet: no such file or directory"),
-        (unknown_key, "unknown key 'finetun'; did you mean 'finetune'"),
-        (unknown_objective, "search: unknown objective 'latncy'; did you mean 'latency'"),
-        (objectives_that_repeat, "search: objectives repeat: metric and accuracy are the same"),
-        (unknown_preset, "unknown space preset 'bert-bse'; did you mean 'bert-base'"),
-        (damaged_yaml, "recipe.yaml: not YAML"),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_a_run_that_cannot_be_is_refused_before_anything_is_written(
-    project: Path, call: Call, spoil: Callable[[], None], message: str
-) -> None:
-    spoil()
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_wrong_input_ends_in_its_line_and_changes_no_file(project: Path, call: Call, case: Case) -> None:
+    if case.spoil is not None:
+        case.spoil()
     before = snapshot(project)
-    for arguments in (("run", "recipe.yaml"), ("run", "recipe.yaml", "--dry-run")):
-        code, line = call(*arguments)
-        assert code == 2
-        assert line.startswith("error: ")
-        assert message in line
+    assert call(*case.call.split()) == (case.code, expected(case, project))
     assert snapshot(project) == before
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("run", "nowhere.yaml"), "error: nowhere.yaml: No such file or directory"),
-        (("profile", "--target", "cpu-avx51"), "error: unknown target 'cpu-avx51'; did you mean 'cpu-avx512'"),
-        (("profile", "--target", "my/target.yaml"), "error: my/target.yaml: [Errno 2] No such file or directory"),
-        (("profile", "--target", "cpu-test", "--model", "./nowhere"), "error: ./nowhere: no model can be loaded"),
-        (
-            ("profile", "--target", "cpu-test", "--model", "model", "--space", "vit"),
-            "error: unknown space preset 'vit'; did you mean 'vit-base'",
-        ),
-        (
-            ("select", "--latency-budget", "fast"),
-            "error: budget 'fast' is neither milliseconds such as 8ms nor a share",
-        ),
-        (("select",), "error: which budget? give --latency-budget 8ms"),
-        (("select", "--size-budget", "30ms"), "error: budget '30ms' is neither a size such as 30MB nor a share"),
-        (("select", "--max-loss", "a bit"), "error: budget 'a bit' is neither points such as 0.5"),
-        (
-            ("select", "--max-loss", "1", "--min-metric", "0.8"),
-            "error: budget 'metric>=0.8, loss<=1' limits metric twice",
-        ),
-        (("select", "--max-loss", "1", "--prefer", "cheap"), "error: unknown preference 'cheap'; known: best, fastest"),
-        (
-            ("select", "--latency-budget", "8ms", "--percentile", "p95"),
-            "error: unknown percentile 'p95'; known: p50, p90, p99",
-        ),
-        (("select", "--latency-budget", "8ms", "--run", "model"), "error: model is not a run directory"),
-        (("search", "--run", "nowhere"), "error: nowhere is not a run directory: `instatune-deploy run` makes those"),
-        (("export", "--architecture", "full", "--out", "model"), "error: model exists already; name a new directory"),
-        (("targets", "show", "cpu"), "error: unknown target 'cpu'"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+    "name", ["a key that is none", "a tensor that is missing", "too few rows", "a run into a file"]
 )
-def test_a_call_that_cannot_be_is_refused_in_one_line(
-    project: Path, call: Call, arguments: tuple[str, ...], message: str
-) -> None:
-    before = snapshot(project)
-    code, line = call(*arguments)
-    assert code == 2
-    assert line.startswith(message)
-    assert snapshot(project) == before
+def test_a_dry_run_refuses_the_same(project: Path, call: Call, name: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    if case.spoil is not None:
+        case.spoil()
+    assert call(*case.call.split(), "--dry-run") == (case.code, expected(case, project))
 
 
-def test_debug_shows_the_traceback(
+def test_debug_shows_the_traceback_wherever_it_stands(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["instatune-deploy", "--debug", "run", "nowhere.yaml"])
-    with pytest.raises(SystemExit):
+    for arguments in (("--debug", "run", "nowhere.yaml"), ("run", "nowhere.yaml", "--debug")):
+        monkeypatch.setattr("sys.argv", ["instatune-deploy", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert caught.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0] == "Traceback (most recent call last):"
+        assert lines[-1] == "error: nowhere.yaml: no such file; `instatune-deploy init MODEL DATA` drafts a recipe"
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "code"),
+    [
+        (UnknownNameError("target", "cpu-avx", ["cpu-avx2"]), "unknown target 'cpu-avx'; did you mean 'cpu-avx2'?", 2),
+        (InfeasibleBudgetError("nothing meets 8ms"), "nothing meets 8ms", 3),
+        (KeyboardInterrupt(), "stopped; the same command goes on from here", 130),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/x"),
+            "/x: No space left on device: free some, then call the same command again, which goes on; `instatune-deploy run RECIPE "
+            "--dry-run` says how much a run needs",
+            1,
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            "/x: Permission denied: name a place that you may write to, or change its permissions",
+            1,
+        ),
+        (OSError("odd"), "system: odd", 1),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate"),
+            "memory ran out: lower finetune.batch_size (and raise finetune.gradient_accumulation as much), or set "
+            "finetune.gradient_checkpointing: true",
+            1,
+        ),
+        (
+            ModuleNotFoundError("No module named 'onnx'"),
+            "No module named 'onnx': `instatune-deploy doctor` says which packages are missing",
+            1,
+        ),
+        (
+            ZeroDivisionError("division\nby zero"),
+            "ZeroDivisionError: division by zero: this should not happen; `instatune-deploy --debug` before the verb shows where, "
+            "for a bug report",
+            1,
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)  # fmt: skip
+def test_whatever_was_raised_is_a_line_and_a_code(error: BaseException, line: str, code: int) -> None:
+    assert explain(error) == (line, code)
+
+
+def test_what_nobody_foresaw_is_a_line_too(project: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("instatune_deploy.values.recipe.read_recipe", broken)
+    code, line = call("run", "recipe.yaml")
+    assert code == 1
+    assert line.startswith("error: ZeroDivisionError: division by zero: this should not happen; ")
+
+
+def test_quiet_leaves_results_and_errors(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["instatune-deploy", "run", "recipe.yaml", "--dry-run", "--quiet", "--json"])
+    with pytest.raises(SystemExit) as caught:
         main()
-    assert "Traceback" in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert caught.value.code == 0
+    assert re.search(r"\[ *\d+\.\d s\]", captured.err) is None  # how lines of progress begin
+    assert captured.out.startswith("{")

@@ -180,7 +180,7 @@ def nothing(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "arguments", "code", "message"),
     [
-        (no_artifact, [], 1, "instatune.json: No such file"),
+        (no_artifact, [], 1, "is not an artifact"),
         (flipped_byte, [], 1, "openvino_model.bin: its SHA-256 differs"),
         (nothing, ["--deployment", "ov-fp23-1t"], 2, "unknown deployment 'ov-fp23-1t'; did you mean 'ov-fp32-1t'"),
         (nothing, ["--deployment", "fastest"], 2, "unknown deployment 'fastest'"),
@@ -188,7 +188,7 @@ def nothing(copy: Path) -> None:
         (nothing, ["--deployment", "ov-fp32-4096t"], 2, "ov-fp32-4096t needs 4096 CPUs"),
         (nothing, ["--sequence-length", "17"], 2, "reads at most 16 tokens, not 17"),
         (nothing, ["--batch", "0"], 2, "batch"),
-        (nothing, ["--compare", "nowhere"], 1, "nowhere/instatune.json: No such file"),
+        (nothing, ["--compare", "nowhere"], 1, "nowhere is not an artifact"),
     ],
 )
 def test_bad_input_is_one_line(

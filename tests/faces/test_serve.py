@@ -357,7 +357,7 @@ def test_what_cannot_be_served_is_one_line(artifact: Artifact, tmp_path: Path) -
         taken.listen()
         port = taken.getsockname()[1]
         wrong = {
-            (str(tmp_path),): (1, f"error: {tmp_path}/instatune.json: No such file or directory"),
+            (str(tmp_path),): (1, f"error: {tmp_path} is not an artifact, for {tmp_path}/instatune.json is missing"),
             (str(artifact.directory), "--http-port", str(port)): (2, f"error: cannot listen on 127.0.0.1:{port}: Address already in use"),
             (str(artifact.directory), "--grpc-port", str(port)): (2, f"error: cannot listen on 127.0.0.1:{port}: "),
             (str(artifact.directory), "--host", "no.such.host.invalid"): (2, "error: cannot listen on no.such.host.invalid:0: "),

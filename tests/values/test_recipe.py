@@ -195,7 +195,7 @@ def test_files_that_hold_no_recipe(tmp_path: Path, text: str) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="No such file"):
+    with pytest.raises(RecipeError, match="no such file; `instatune-deploy init"):
         read_recipe(tmp_path / "none.yaml")
 
 

@@ -110,11 +110,11 @@ def main() -> None:
         code = app(
             [*flags, *(word for word in words if word not in _FLAGS)], prog_name=app.info.name, standalone_mode=False
         )
+    except SystemExit:
+        raise
     except BaseException as error:
-        if isinstance(error, (SystemExit, GeneratorExit)):
-            raise
-        if type(error).__name__ == "NoArgsIsHelpError":
-            error.show()  # type: ignore[attr-defined]  the parser's: it is the help
+        if type(error).__name__ == "NoArgsIsHelpError":  # the parser's, which is the help
+            typer.echo(str(error.args[0]) if error.args else "", err=True)
             sys.exit(2)
         if "--debug" in flags:
             traceback.print_exc()

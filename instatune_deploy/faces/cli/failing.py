@@ -57,7 +57,7 @@ def _misuse(error: Any) -> str:
     context = getattr(error, "ctx", None)
     said = error.format_message().strip().rstrip(".")
     helped = f"`{context.command_path if context is not None else _COMMAND} --help` shows how"
-    command = getattr(context, "command", None)
+    command: Any = getattr(context, "command", None)
     if getattr(error, "option_name", None) and said.startswith("No such option"):
         known = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
         return f"no such option {error.option_name!r}{_near(error.option_name, known) or f'; {helped}'}"
