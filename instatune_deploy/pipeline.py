@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,10 +15,11 @@ from instatune_deploy.elastic.processes import is_main_process, process_count
 from instatune_deploy.errors import InfeasibleBudgetError, PrecisionLossError, RecipeError, UsageError
 from instatune_deploy.exporting import FullNetwork, confirm_beside, export_network, measured_value
 from instatune_deploy.job import Job, Report
-from instatune_deploy.planning.steps import plan_steps
+from instatune_deploy.planning.steps import Step, plan_steps
 from instatune_deploy.stages.export import Artifact
 from instatune_deploy.values.budget import Budget, bounds_of, excess, improving, missed, nearest, shortlist, shown
 from instatune_deploy.values.front import Candidate, Measured, ParetoFront
+from instatune_deploy.values.progress import Begun
 from instatune_deploy.values.recipe import Recipe, read_recipe
 from instatune_deploy.values.selection import Considered, Selection
 from instatune_deploy.values.target import Target
@@ -35,8 +37,17 @@ RECIPE_FILE = "recipe.yaml"
 TUNING_GAIN = 0.01
 
 
-def run(recipe: Recipe, workspace: Workspace, report: Report) -> list[Selection]:
+def run(
+    recipe: Recipe,
+    workspace: Workspace,
+    report: Report,
+    *,
+    planned: Callable[[Job, Sequence[Step]], None] | None = None,
+) -> list[Selection]:
     """Everything a recipe asks for, from the pre-trained model to verified artifacts; what `workspace` holds is reused.
+
+    Args:
+        planned: is told the stages before the first begins.
 
     Raises:
         InfeasibleBudgetError: no candidate meets a budget; what was made stays.
@@ -46,12 +57,22 @@ def run(recipe: Recipe, workspace: Workspace, report: Report) -> list[Selection]
         raise UsageError(
             "run is for one process: launch `instatune-deploy finetune` with several, then call run once, which goes on"
         )
-    job = start_job(recipe, workspace, report)
+    job, steps = _begin(recipe, workspace, report)
+    if planned is not None:
+        planned(job, steps)
+    stages = _Stages(steps, report)
     with workspace.locked():
         selections = []
         targets = {name: job.target(name) for name in recipe.targets}
+        stages.begin("teacher", "space", "super-network")
+        job.supernet  # noqa: B018  makes it
+        for name, target in targets.items():
+            stages.begin("table", target=name)
+            job.tables(target)
+        stages.begin("front")
         fronts = job.search(list(targets.values()))
         for name, budgets in recipe.targets.items():
+            stages.begin("selection", target=name)
             wanted = [Budget.parse(budget, metric=recipe.metric) for budget in budgets]
             selections += [select(job, targets[name], fronts[name], budget) for budget in wanted]
         write_json(workspace.path("result.json"), [selection.to_dict() for selection in selections])
@@ -64,15 +85,35 @@ def start_job(recipe: Recipe, workspace: Workspace, report: Report) -> Job:
     Raises:
         UsageError: something does not fit, or another process works on it; then nothing was written.
     """
+    return _begin(recipe, workspace, report)[0]
+
+
+def _begin(recipe: Recipe, workspace: Workspace, report: Report) -> tuple[Job, list[Step]]:
+    """See `start_job`; with the stages as they were before the first begins."""
     job = Job(recipe, workspace, report)
     job.check()
-    for step in plan_steps(job):
+    steps = plan_steps(job)
+    for step in steps:
         report(f"plan: {step}")
     if is_main_process():
         workspace.begin()
         with workspace.locked():
             write_text(workspace.path(RECIPE_FILE), yaml.safe_dump(recipe.model_dump(), sort_keys=False))
-    return job
+    return job, steps
+
+
+class _Stages:
+    """Says which stage begins, of those that are to be done."""
+
+    def __init__(self, steps: Sequence[Step], report: Report) -> None:
+        self.todo, self.report = [step for step in steps if step.state != "reused"], report
+
+    def begin(self, *kinds: str, target: str | None = None) -> None:
+        """The first stage of one of these kinds begins, of `target` if one is named."""
+        for number, step in enumerate(self.todo, start=1):
+            if step.kind in kinds and target in (None, step.target):
+                self.report(Begun(step.name, number, len(self.todo)))
+                return
 
 
 def open_run(directory: Path, report: Report) -> Job:

@@ -29,6 +29,7 @@ from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.trainer import DistillingTrainer, ElasticTrainer, KeepDrawer
 from instatune_deploy.errors import UsageError
 from instatune_deploy.values.macs import ModelShape
+from instatune_deploy.values.progress import Counted
 from instatune_deploy.values.recipe import FinetuneSection, TrainingSection
 from instatune_deploy.values.space import Architecture, SearchSpace
 
@@ -171,4 +172,5 @@ class _ReportLoss(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if logs and "loss" in logs and state.is_world_process_zero:
-            self.report(f"step {state.global_step}/{state.max_steps}: training loss {logs['loss']:.4f}")
+            line = f"step {state.global_step}/{state.max_steps}: training loss {logs['loss']:.4f}"
+            self.report(Counted(line, "steps", state.global_step, state.max_steps))

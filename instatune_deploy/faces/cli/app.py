@@ -6,12 +6,10 @@ import json
 import logging
 import os
 import sys
-import time
 import traceback
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +18,9 @@ from instatune_deploy.elastic.processes import is_main_process
 from instatune_deploy.errors import UsageError
 from instatune_deploy.faces.cli.failing import STOPPED, explain
 from instatune_deploy.workspace import is_run
+
+if TYPE_CHECKING:
+    from instatune_deploy.faces.cli.bars import Lines
 
 app = typer.Typer(
     name="instatune-deploy",
@@ -40,6 +41,7 @@ RunOption = Annotated[
 #: Options of every verb.
 _FLAGS = ("--debug", "--quiet")
 _quiet = False
+_lines: Lines | None = None
 
 
 def _version(wanted: bool) -> None:
@@ -59,16 +61,27 @@ def options(
     _quiet = quiet
 
 
-def progress() -> Callable[[str], None]:
-    """A function that prints a line to stderr with the seconds since now."""
-    started = time.monotonic()
-    if _quiet or not is_main_process():  # of several that train together one speaks
-        return lambda line: None
-    return lambda line: typer.echo(f"[{time.monotonic() - started:7.1f} s] {line}", err=True)
+def progress() -> Lines:
+    """What prints lines to stderr with the seconds since now, with bars on a terminal; see `bars.Lines`."""
+    from rich.console import Console
+
+    from instatune_deploy.faces.cli.bars import Lines
+
+    global _lines
+    # Of several processes that train together one speaks.
+    _lines = Lines(Console(stderr=True, quiet=_quiet or not is_main_process()))
+    return _lines
+
+
+def end_progress() -> None:
+    """Remove what is drawn on the terminal, before a result is printed."""
+    if _lines is not None:
+        _lines.close()
 
 
 def emit(data: dict[str, Any]) -> None:
     """Print one JSON object to stdout."""
+    end_progress()
     typer.echo(json.dumps(data, indent=1))
 
 
@@ -113,6 +126,7 @@ def main() -> None:
     except SystemExit:
         raise
     except BaseException as error:
+        end_progress()
         if type(error).__name__ == "NoArgsIsHelpError":  # the parser's, which is the help
             typer.echo(str(error.args[0]) if error.args else "", err=True)
             sys.exit(2)
@@ -121,6 +135,7 @@ def main() -> None:
         line, code = explain(error)
         typer.echo(f"error: {line}" if code != STOPPED else line, err=True)
         sys.exit(code)
+    end_progress()
     if code == STOPPED:
         typer.echo(explain(KeyboardInterrupt())[0], err=True)
     sys.exit(code if isinstance(code, int) else 0)

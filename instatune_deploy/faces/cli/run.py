@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from instatune_deploy.faces.cli.app import DryRunOption, JsonOption, app, emit, progress
+from instatune_deploy.faces.cli.app import DryRunOption, JsonOption, app, emit, end_progress, progress
 
 if TYPE_CHECKING:
+    from instatune_deploy.job import Job
+    from instatune_deploy.planning.steps import Step
     from instatune_deploy.values.recipe import Recipe
 
 ForeignTablesOption = Annotated[
@@ -61,7 +64,20 @@ def run(
         plan = make_plan(job)
         emit({"run": str(directory), **plan.to_dict()}) if as_json else typer.echo("\n".join(plan.lines))
         return
-    selections = pipeline.run(checked, workspace, progress())
+    lines = progress()
+
+    def expect(job: Job, steps: Sequence[Step]) -> None:
+        """On a terminal, where the time left is shown, estimate how long the stages take."""
+        if not lines.draws:
+            return
+        from instatune_deploy.planning.estimate import make_plan
+
+        plan = make_plan(job, steps)
+        lines(plan.lines[-1])
+        lines.expect({found.step.name: found.seconds for found in plan.steps if found.step.state != "reused"})
+
+    selections = pipeline.run(checked, workspace, lines, planned=expect)
+    end_progress()
     if as_json:
         emit({"run": str(directory), "selections": [selection.to_dict() for selection in selections]})
     else:

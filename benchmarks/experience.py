@@ -1,0 +1,108 @@
+"""Claim: the command line answers at once, and what users get wrong ends in one clear line.
+
+Times `--help`, the import of the package and verbs that need no network, each in processes of their own; then goes through the
+table of wrong inputs of the tests. An input counts as clear that ends in exactly the line and the exit code that the table
+says, without a traceback, and changes no file. Writes results/experience.json.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import write_result
+from instatune_deploy.faces.cli import main as console_script
+from tests.faces.bad_inputs import CASES, Case, write_everything
+from tests.faces.test_bad_input import expected, snapshot
+
+#: Processes a call is timed in: the first ones fill the disk's cache.
+PROCESSES, WARM_UP = 15, 2
+COMMAND = [sys.executable, "-m", "instatune_deploy"]
+CALLS = {
+    "help": [*COMMAND, "--help"],
+    "import": [sys.executable, "-c", "import instatune_deploy"],
+    "select_help": [*COMMAND, "select", "--help"],
+    "targets_list": [*COMMAND, "targets", "list"],
+    "bare_python": [sys.executable, "-c", "pass"],
+}
+
+
+def timed(command: list[str]) -> list[float]:
+    """Wall seconds of the whole process, its start included."""
+    seconds = []
+    for _ in range(WARM_UP + PROCESSES):
+        started = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - started)
+    return seconds[WARM_UP:]
+
+
+def tried(case: Case, original: Path, directory: Path) -> dict[str, Any]:
+    """How a wrong input ends, in a project of its own."""
+    project = Path(shutil.copytree(original, directory / "project"))
+    before_there, arguments = Path.cwd(), sys.argv
+    os.chdir(project)
+    stderr, code = io.StringIO(), 0
+    try:
+        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
+            if case.spoil is not None:
+                case.spoil()
+            before = snapshot(project)
+            sys.argv = ["instatune-deploy", *case.call.split()]
+            try:
+                console_script()
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+        unchanged = snapshot(project) == before
+        said = [line for line in stderr.getvalue().splitlines() if line.strip()]
+        line = said[-1] if said else ""
+        right = (code, line) == (case.code, expected(case, project))
+    finally:
+        os.chdir(before_there)
+        sys.argv = arguments
+        shutil.rmtree(project)
+    clear = right and unchanged and "Traceback" not in stderr.getvalue()
+    return {
+        "input": case.name, "call": case.call, "code": code, "line": line.replace(str(project), "HERE"),
+        "files_changed": not unchanged, "clear": clear,
+    }  # fmt: skip
+
+
+def main() -> int:
+    rows: list[dict[str, Any]] = []
+    for name, command in CALLS.items():
+        seconds = timed(command)
+        rows.append({"what": "time", "call": name, "n": len(seconds), "seconds": seconds})
+        print(name, f"{statistics.median(seconds):.3f} s", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        with contextlib.redirect_stderr(io.StringIO()):
+            write_everything(directory / "original")
+        for case in CASES:
+            rows.append({"what": "wrong input", **tried(case, directory / "original", directory)})
+            if not rows[-1]["clear"]:
+                print(json.dumps(rows[-1]), flush=True)
+    inputs = [row for row in rows if row["what"] == "wrong input"]
+    figures = {
+        f"{row['call']}_s": statistics.median(row["seconds"]) for row in rows if row["what"] == "time"
+    } | {"bad_inputs_tried": len(inputs), "bad_inputs_clear": sum(row["clear"] for row in inputs)}  # fmt: skip
+    claim = (
+        "The package's import and `instatune-deploy --help` take under 0.5 s, the start of Python included; each of at least 60 "
+        "wrong inputs ends in one line that says what is wrong, and changes no file."
+    )
+    print(write_result("experience", claim, figures, rows), json.dumps(figures, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
