@@ -40,6 +40,7 @@ from instatune_deploy.job import Job
 from instatune_deploy.pipeline import select, start_job
 from instatune_deploy.stages.confirm import measured_metric
 from instatune_deploy.stages.export import Artifact, open_artifact
+from instatune_deploy.stages.finetune import supernet_key
 from instatune_deploy.values.budget import Budget
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.fixed import FixedSizes
@@ -106,7 +107,7 @@ def make_job(task: str, supernet: Path, wanted: argparse.Namespace) -> Job:
         if wanted.teacher.is_dir():  # which tunes what is selected
             with new_directory(job.workspace.path("teacher")) as draft:
                 shutil.copytree(wanted.teacher, draft, dirs_exist_ok=True)
-        key = content_key(job.inputs_key, recipe.finetune.model_dump(exclude={"preset"}), job.space.to_dict())
+        key = supernet_key(recipe.finetune, job.space, job.inputs_key)
         job.workspace.mark_done("finetune", key, [path])
         job.workspace.mark_done("planted", planted, [path])
     return job

@@ -19,6 +19,7 @@ from instatune_deploy.device.fingerprint import check_target, detect, runtime_ve
 from instatune_deploy.elastic.pretrained import check_reads, load_config, load_pretrained, space_for
 from instatune_deploy.elastic.subnetwork import check_space
 from instatune_deploy.elastic.supernet import Supernet
+from instatune_deploy.elastic.training import check_report_to
 from instatune_deploy.errors import TableError, did_you_mean
 from instatune_deploy.profiling import Prober, target_tables
 from instatune_deploy.searching import Fronts
@@ -76,6 +77,7 @@ class Job:
         targets = [self.target(name) for name in self.recipe.targets]
         check_reads(self.recipe.model, self.config, self.recipe.task)
         check_space(self.named_space, self.config)
+        check_report_to(self.recipe.finetune.report_to)
         self.load_model()
         for split in (self.data.train, self.data.search, self.report_split):
             self.report(f"{split.name} split: {len(split)} samples")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,26 @@ def drawer_of(settings: FinetuneSection, space: SearchSpace, shape: ModelShape, 
     return Drawer(space, shape, drawn, seed=seed)
 
 
+def check_report_to(report_to: Sequence[str]) -> None:
+    """Make sure that the packages of where losses are to be shown are installed.
+
+    Raises:
+        UsageError: one is not; names the line that installs it.
+    """
+    for name in report_to:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"finetune.report_to: {name} is not installed: pip install {name}")
+
+
 def trainer_arguments(
-    settings: TrainingSection, rows: Split, processor: Processor, checkpoints: Path, seed: int, report: Report
-) -> dict[str, Any]:
+    settings: TrainingSection, rows: Split, processor: Processor, checkpoints: Path, seed: int, report: Report,
+    *, report_to: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
     """What a `transformers.Trainer` is given; checkpoints come ten times a training.
+
+    Args:
+        checkpoints: where they go, two levels below the run's directory, whose ``logs`` get event files.
+        report_to: where Trainer shows losses, beside `report`; see `FinetuneSection`.
 
     Raises:
         UsageError: the batch cannot be divided among the processes.
@@ -79,7 +96,8 @@ def trainer_arguments(
         gradient_accumulation_steps=settings.gradient_accumulation,
         warmup_ratio=settings.warmup_ratio, weight_decay=settings.weight_decay, bf16=settings.bf16,
         gradient_checkpointing=settings.gradient_checkpointing,
-        save_strategy="steps", save_steps=0.1, save_total_limit=2, logging_steps=0.05, report_to="none",
+        save_strategy="steps", save_steps=0.1, save_total_limit=2, logging_steps=0.05, report_to=list(report_to) or "none",
+        run_name=checkpoints.name, logging_dir=str(checkpoints.parents[1] / "logs" / checkpoints.name),
         disable_tqdm=True, remove_unused_columns=False, label_names=list(processor.head.label_columns), seed=seed, data_seed=seed,
         dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip

@@ -76,7 +76,7 @@ def finetune(
     trainer = ElasticTrainer(
         supernet, loss_of(settings), drawer_of(settings, supernet.space, shape, seed=seed),
         teacher if settings.gamma != "off" else None, rates=rates_of(settings), augment=settings.augment,
-        **trainer_arguments(settings, data.train, processor, checkpoints, seed, report),
+        **trainer_arguments(settings, data.train, processor, checkpoints, seed, report, report_to=settings.report_to),
     )  # fmt: skip
     train(trainer, checkpoints, report, ema_decay=settings.ema_decay, compile_layers=settings.compile_layers)
     if is_main_process():
@@ -91,12 +91,12 @@ def finetune(
 
 def supernet_key(settings: FinetuneSection, space: SearchSpace, key: str) -> str:
     """What decides whether a super-network is reused; `key` is the hash of model, data and seed."""
-    return content_key(key, settings.model_dump(exclude={"preset"}), space.to_dict())
+    return content_key(key, settings.that_matter(), space.to_dict())
 
 
 def supernet_parts(settings: FinetuneSection, space: SearchSpace, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """What `supernet_key` is the hash of, by name."""
-    return {**inputs, "finetune": settings.model_dump(exclude={"preset"}), "space": space.to_dict()}
+    return {**inputs, "finetune": settings.that_matter(), "space": space.to_dict()}
 
 
 def teacher_key(settings: TrainingSection, key: str) -> str:
@@ -124,7 +124,9 @@ def fine_tuned(
         return type(model).from_pretrained(path)
     checkpoints = workspace.path(".checkpoints", f"teacher-{key}")
     report(f"fine-tuning the full model: {settings.teacher.epochs:g} epochs of {len(data.train)} samples")
-    arguments = trainer_arguments(settings.teacher, data.train, processor, checkpoints, seed, report)
+    arguments = trainer_arguments(
+        settings.teacher, data.train, processor, checkpoints, seed, report, report_to=settings.report_to
+    )
     train(BucketTrainer(model=model, **arguments), checkpoints, report, compile_layers=settings.teacher.compile_layers)
     if is_main_process():
         with new_directory(path) as draft:

@@ -35,7 +35,7 @@ def tune(
         ArchitectureError: it is not in the space.
         TrainingError: the loss became infinite or not a number.
     """
-    key = content_key(key, str(architecture), settings.model_dump(exclude={"preset"}), seed)
+    key = content_key(key, str(architecture), settings.that_matter(), seed)
     stage, path = f"tune-{key}", workspace.path("tuned", key)
     if workspace.is_done(stage, key):
         report(f"{architecture} tuned alone: reused")
@@ -46,7 +46,7 @@ def tune(
     trainer = DistillingTrainer(
         network, replace(loss_of(settings), gamma="on"), teacher,
         kept=supernet.space.kept_layers(architecture.depth), rates=rates_of(settings), augment=settings.augment,
-        **trainer_arguments(settings, data.train, processor, checkpoints, seed, report),
+        **trainer_arguments(settings, data.train, processor, checkpoints, seed, report, report_to=settings.report_to),
     )  # fmt: skip
     train(trainer, checkpoints, report, ema_decay=settings.ema_decay, compile_layers=settings.compile_layers)
     with new_directory(path) as draft:

@@ -133,6 +133,8 @@ class FinetuneSection(TrainingSection):
       rate), `layer_decay` (of each layer's rate against the one above), `dropout` (null: the model's own), `augment` (the
       share of each batch that is changed at random: texts to runs of their tokens, images moved and mirrored; from those
       a network learns by the teacher alone)
+    - where its losses are shown beside the terminal: `report_to`, some of ``tensorboard`` (event files in the run's
+      ``logs``), ``mlflow``, ``wandb``, as Trainer has them, with their own settings in the environment
     """
 
     preset: str
@@ -157,6 +159,7 @@ class FinetuneSection(TrainingSection):
     layer_decay: Annotated[float, pydantic.Field(gt=0, le=1)]
     dropout: Annotated[float, pydantic.Field(ge=0, lt=1)] | None
     augment: Fraction
+    report_to: list[Literal["tensorboard", "mlflow", "wandb"]]
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -175,6 +178,10 @@ class FinetuneSection(TrainingSection):
         if isinstance(teacher, dict):
             merged["teacher"] = {**(read_preset(name)["teacher"] or {}), **teacher}
         return merged
+
+    def that_matter(self) -> dict[str, Any]:
+        """The keys that decide what comes out of the training."""
+        return self.model_dump(exclude={"preset", "report_to"})
 
     @property
     def needs_teacher(self) -> bool:

@@ -383,7 +383,10 @@ def test_a_plan_says_what_is_reused_and_why(project: Path, run: Path, monkeypatc
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_plan_knows_files_that_changed_or_went(project: Path, run: Path, tmp_path: Path) -> None:
+def test_a_plan_knows_files_that_changed_or_went(
+    project: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "supernet")
@@ -395,7 +398,11 @@ def test_a_plan_knows_files_that_changed_or_went(project: Path, run: Path, tmp_p
     assert changed["teacher"] == "to do, content of data.train changed; all that follows from it is redone"
 
 
-def test_a_dry_run_estimates_from_real_steps_and_writes_nothing(project: Path, run: Path) -> None:
+def test_a_dry_run_estimates_from_real_steps_and_writes_nothing(
+    project: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+
     def make(directory: Path) -> Plan:
         return make_plan(Job(read_recipe(project / "recipe.yaml"), Workspace(directory), lambda line: None))
 
