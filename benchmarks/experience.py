@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -37,14 +38,17 @@ CALLS = {
 }
 
 
-def timed(command: list[str]) -> list[float]:
-    """Wall seconds of the whole process, its start included."""
-    seconds = []
+def timed(command: list[str]) -> tuple[list[float], list[float]]:
+    """Seconds of the whole process, its start included: that passed, and of CPU time, which others on the machine do not
+    lengthen."""
+    passed, cpu = [], []
     for _ in range(WARM_UP + PROCESSES):
-        started = time.perf_counter()
+        started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds.append(time.perf_counter() - started)
-    return seconds[WARM_UP:]
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        passed.append(time.perf_counter() - started)
+        cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return passed[WARM_UP:], cpu[WARM_UP:]
 
 
 def tried(case: Case, original: Path, directory: Path) -> dict[str, Any]:
@@ -81,9 +85,9 @@ def tried(case: Case, original: Path, directory: Path) -> dict[str, Any]:
 def main() -> int:
     rows: list[dict[str, Any]] = []
     for name, command in CALLS.items():
-        seconds = timed(command)
-        rows.append({"what": "time", "call": name, "n": len(seconds), "seconds": seconds})
-        print(name, f"{statistics.median(seconds):.3f} s", flush=True)
+        seconds, cpu = timed(command)
+        rows.append({"what": "time", "call": name, "n": len(seconds), "seconds": seconds, "cpu_seconds": cpu})
+        print(name, f"{statistics.median(seconds):.3f} s, CPU {statistics.median(cpu):.3f} s", flush=True)
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         with contextlib.redirect_stderr(io.StringIO()):
@@ -94,7 +98,8 @@ def main() -> int:
                 print(json.dumps(rows[-1]), flush=True)
     inputs = [row for row in rows if row["what"] == "wrong input"]
     figures = {
-        f"{row['call']}_s": statistics.median(row["seconds"]) for row in rows if row["what"] == "time"
+        f"{row['call']}{name}_s": statistics.median(row[key])
+        for row in rows if row["what"] == "time" for name, key in (("", "seconds"), ("_cpu", "cpu_seconds"))
     } | {"bad_inputs_tried": len(inputs), "bad_inputs_clear": sum(row["clear"] for row in inputs)}  # fmt: skip
     claim = (
         "The package's import and `instatune-deploy --help` take under 0.5 s, the start of Python included; each of at least 60 "
