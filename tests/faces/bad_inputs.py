@@ -132,6 +132,11 @@ def gpt2() -> None:
     recipe(model="./gpt2")()
 
 
+def deberta() -> None:
+    config = json.loads(Path("model/config.json").read_text())
+    Path("model/config.json").write_text(json.dumps({**config, "model_type": "deberta"}))
+
+
 def two_labels() -> None:
     Dataset.from_dict({"text": ["film"] * 30, "label": [0, 1] * 15, "target": [0, 1] * 15}).to_parquet("train.parquet")
 
@@ -536,6 +541,12 @@ MODELS = (
         RUN,
         "model family 'gpt2' has no axis map; supported families: FAMILIES",
         spoil=gpt2,
+    ),
+    Case(
+        "a family like another",
+        RUN,
+        "model family 'deberta' has no axis map; did you mean 'deberta-v2' or 'bert' or 'roberta'?; supported families: FAMILIES",
+        spoil=deberta,
     ),
     Case(
         "no such model",

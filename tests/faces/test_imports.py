@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -62,6 +63,24 @@ def test_asking_for_help_or_targets_imports_nothing_heavy(arguments: list[str]) 
 
 def test_a_recipe_is_checked_before_anything_heavy_is_imported() -> None:
     assert loaded("run", "nowhere.yaml", code=2) & HEAVY == set()
+
+
+def test_shells_complete_verbs_and_options() -> None:
+    for words, expected in (
+        ("instatune-deploy ta", ["targets"]),
+        ("instatune-deploy select --lat", ["--latency-budget"]),
+    ):
+        asked = {
+            "_INSTATUNE_DEPLOY_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")),
+        }  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "instatune_deploy"],
+            env={**os.environ, **asked},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split() == expected
 
 
 def test_what_needs_it_does_import_it() -> None:

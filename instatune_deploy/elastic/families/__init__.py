@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from instatune_deploy.elastic.axes import AxisMap
-from instatune_deploy.errors import FamilyError
+from instatune_deploy.errors import FamilyError, did_you_mean
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -33,8 +33,10 @@ def axis_map(model_type: str) -> AxisMap:
         FamilyError: there is none; names the supported ones.
     """
     if model_type not in _axis_maps():
+        near = did_you_mean(model_type, supported_families())
+        meant = near if near.startswith("; did you mean") else ""
         raise FamilyError(
-            f"model family {model_type!r} has no axis map; supported families: {', '.join(supported_families())}"
+            f"model family {model_type!r} has no axis map{meant}; supported families: {', '.join(supported_families())}"
         )
     return _axis_maps()[model_type]
 
