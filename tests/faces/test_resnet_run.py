@@ -11,10 +11,14 @@ import torch
 import yaml
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
+from instatune_deploy.data.dataset import open_task_data
+from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.elastic.subnetwork import load_subnetwork
+from instatune_deploy.elastic.training import CALIBRATION_BATCH, calibration_batches
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.manifest import Manifest
+from instatune_deploy.values.recipe import DataSection
 from instatune_deploy.values.selection import Selection
 from instatune_deploy.values.space import Architecture
 from tests.helpers import TARGET, call_main, write_project
@@ -70,3 +74,17 @@ def test_a_resnet_goes_all_the_way(
     verified = json.loads(out)
     assert verified["problems"] == []
     assert verified["metric"]["value"] == pytest.approx(selection.measured.metric)
+
+
+def test_rows_that_statistics_are_measured_on_follow_from_the_seed(project: Path) -> None:
+    processor = Processor(str(project / "model"), "image-classification", 16)
+    section = DataSection(train=str(project / "train.parquet"), search_rows=100, report_rows=10)
+    rows = open_task_data(section, "image-classification", processor, seed=0).train
+    one, again, other = (
+        torch.cat([batch["pixel_values"] for batch in calibration_batches(rows, processor, seed=seed)])
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    assert len(one) == len(rows) // CALIBRATION_BATCH * CALIBRATION_BATCH  # every batch counts alike
+    assert "labels" not in calibration_batches(rows, processor, seed=0)[0]
