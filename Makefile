@@ -8,7 +8,7 @@ DATA ?= ../shared/data
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 # Not a file: docs/ is a folder.
-.PHONY: demo test lint docs bench-setup bench-accuracy bench-minilm bench-tables bench-search clean
+.PHONY: demo test lint docs bench-setup bench-accuracy bench-minilm bench-tables bench-search bench-experience clean
 
 # torch first and by itself: its exact version decides which build pip takes.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -59,6 +59,10 @@ bench-tables: bench-setup
 bench-search: bench-setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.search_efficiency simulated real
 	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.search_cost overhead evaluation second-target
+
+# How long `--help` and the import take, and whether wrong inputs end in a clear line.
+bench-experience: $(BIN)/.installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.experience
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
