@@ -40,6 +40,7 @@ QUICK_DATA = {"search_rows": 100, "sequence_length": 16}
 QUICK_OPTIONS = {
     "profile": ["--seconds", "0.5", "--heldout", "2", "--wait-seconds", "0"],
     "bench": ["--seconds", "0.5"],
+    "doctor": ["--seconds", "0.5"],
 }
 NEEDS_MORE_THAN_A_TINY_MODEL = "select"  # whose networks lose too much, or are no faster: nothing may fit a budget
 STARTED_WITHIN_S = 60
