@@ -21,6 +21,7 @@ from instatune_deploy.elastic.subnetwork import load_subnetwork
 from instatune_deploy.stages.export import open_artifact
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.selection import Selection
+from tests.faces.test_beit3_run import call as started
 from tests.helpers import call_main, write_image_model
 
 TASK = "visual-question-answering"
@@ -77,11 +78,9 @@ def test_the_picture_and_the_question_are_both_needed(project: Path) -> None:
 
 
 def test_questions_go_all_the_way(project: Path, call: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, line = call("run", "recipe.yaml", "--json")
-    assert code == 0, line
-    selection = Selection.from_dict(json.loads(out)["selections"][0])
+    selection = Selection.from_dict(started(project, "run", "recipe.yaml")["selections"][0])
     assert selection.deployment == "ort-int8-1t"
-    assert selection.measured.metric > 0.5
+    assert selection.measured.metric > 0.4  # one of both alone reaches 0.36
     artifact = open_artifact(project / "runs" / "tiny" / selection.artifact)
     assert (artifact.manifest.signature, artifact.manifest.task) == ("beit3-h48-d12-2x4x96-t5+12", TASK)
     signature = read_signature(artifact.model_file())
@@ -101,9 +100,7 @@ def test_questions_go_all_the_way(project: Path, call: Callable[..., tuple[int, 
         session = get_runtime(deployment.runtime).load(artifact.model_file(deployment), deployment)
         assert np.abs(session.run(batch)[0] - expected.numpy()).max() <= 1e-4
         session.close()
-    code, out, line = call("verify", artifact.directory, "--run", "runs/tiny", "--no-latency", "--json")
-    assert code == 0, line
-    verified = json.loads(out)
+    verified = started(project, "verify", str(artifact.directory), "--run", "runs/tiny", "--no-latency")
     assert verified["problems"] == []
     assert verified["metric"]["value"] == pytest.approx(selection.measured.metric)
     code, _, line = call("package", artifact.directory, "--for", "triton", "--out", project / "triton")
