@@ -58,6 +58,8 @@ LOSSES = {"at_0_5_points": 0.5, "at_1_point": 1.0, "at_2_points": 2.0}
 BUDGETS = {
     **{name: f"loss<={points:g}, fastest" for name, points in LOSSES.items()},
     **{f"at_{share}_pct": f"{share}%" for share in (30, 40, 50)},
+    "at_1_point_and_40_pct": "loss<=1, latency<=40%, fastest",
+    "at_2_points_and_30_pct": "loss<=2, latency<=30%, fastest",
 }
 THREADS = (1, 2)
 FULL = [

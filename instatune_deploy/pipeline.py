@@ -16,7 +16,7 @@ from instatune_deploy.errors import InfeasibleBudgetError, PrecisionLossError, U
 from instatune_deploy.exporting import FullNetwork, confirm_beside, export_network, measured_value
 from instatune_deploy.job import Job, Report
 from instatune_deploy.stages.export import Artifact
-from instatune_deploy.values.budget import Budget, bounds_of, excess, missed, nearest, shortlist, shown
+from instatune_deploy.values.budget import Budget, bounds_of, excess, improving, missed, nearest, shortlist, shown
 from instatune_deploy.values.front import Candidate, Measured, ParetoFront
 from instatune_deploy.values.recipe import Recipe, read_recipe
 from instatune_deploy.values.selection import Considered, Selection
@@ -122,7 +122,10 @@ def _select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sel
         near = nearest(front.candidates, promised, percentile)
         raise InfeasibleBudgetError(f"nothing is predicted to meet {budget.text}; nearest: {near}")
     # Tuning a candidate takes minutes, and a limit on the metric is what the fastest and smallest miss.
-    halving = bool(job.recipe.tune_epochs) and any(bound.objective.kind == "metric" for bound in promised)
+    limited = any(bound.objective.kind == "metric" for bound in promised)
+    halving = bool(job.recipe.tune_epochs) and limited and budget.prefer != "best"
+    if halving:
+        choices = improving(choices, budget.prefer)
     turns, fell = Turns(len(choices), halving=halving), list[tuple[float, Considered]]()
     best: Attempt | None = None
     while (number := turns.next()) is not None:

@@ -176,6 +176,16 @@ def shortlist(candidates: Iterable[Candidate], bounds: Sequence[Bound], prefer: 
     return sorted((c for c in candidates if excess(c, bounds) <= 0), key=order)
 
 
+def improving(candidates: Iterable[Candidate], prefer: str) -> list[Candidate]:
+    """The candidates that are predicted a better metric than all that are preferred to them, the preferred first: the
+    further down that list, the likelier is it that a limit on the metric is kept."""
+    objective, found = Objective(PREFERENCES[prefer]), list[Candidate]()
+    for candidate in sorted(candidates, key=lambda c: (objective.value(c.predicted), -c.predicted.metric)):
+        if not found or candidate.predicted.metric > found[-1].predicted.metric:
+            found.append(candidate)
+    return found
+
+
 def missed(candidate: Candidate, bounds: Sequence[Bound]) -> str:
     """Which bounds a candidate is predicted to miss, with its values."""
     broken = [bound for bound in bounds if bound.predicted_excess(candidate.predicted) > 0]

@@ -14,7 +14,6 @@ from instatune_deploy.values.front import Candidate, ParetoFront, Predicted
 from instatune_deploy.values.html import html_table
 from instatune_deploy.values.space import Architecture
 
-
 RECIPE = {"model": "m", "task": "text-classification", "data": {"train": "x"}, "targets": {"cpu-avx2": ["50%"]}}
 
 

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from instatune_deploy.errors import UsageError
-from instatune_deploy.values.budget import Bound, Budget, Limit, bounds_of, excess, missed, nearest, shortlist
+from instatune_deploy.values.budget import (
+    Bound,
+    Budget,
+    Limit,
+    bounds_of,
+    excess,
+    improving,
+    missed,
+    nearest,
+    shortlist,
+)
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import Candidate, Predicted
 from instatune_deploy.values.objectives import Objective
@@ -106,6 +116,13 @@ def test_all_limits_hold_together() -> None:
         assert excess(other, bounds) > 0
     assert excess(candidate(0.8, 12.0, 3), bounds) == pytest.approx(0.5)
     assert missed(candidate(0.8, 12.0, 2), bounds) == "latency 12 ms (at most 8 ms)"
+
+
+def test_what_is_preferred_less_and_predicted_no_better_is_left_out() -> None:
+    fast, slow, better = candidate(0.7, 2.0), candidate(0.7, 3.0), candidate(0.8, 4.0)
+    assert improving([better, slow, fast], "fastest") == [fast, better]
+    assert improving([better, candidate(0.9, 1.0)], "fastest") == [candidate(0.9, 1.0)]
+    assert improving([], "fastest") == []
 
 
 def test_those_within_their_interval_are_tried_first_then_the_preferred() -> None:
