@@ -96,7 +96,8 @@ class DistillingTrainer(BucketTrainer):
         rates, **trainer_arguments: see `BucketTrainer`.
 
     Raises:
-        TrainingError: gamma needs a teacher and there is none; or, while training, the loss is not finite.
+        TrainingError: gamma needs a teacher and there is none, or attention is to be matched where there is none; or,
+            while training, the loss is not finite.
     """
 
     def __init__(
@@ -106,6 +107,9 @@ class DistillingTrainer(BucketTrainer):
     ) -> None:  # fmt: skip
         if loss.gamma != "off" and teacher is None:
             raise TrainingError(f"gamma {loss.gamma!r} needs a teacher, and there is none")
+        plain: Any = network.model if isinstance(network, Supernet) else network
+        if loss.attention_weight and axis_map(plain.config.model_type).attention is None:
+            raise TrainingError(f"a {plain.config.model_type} has no attention blocks: set attention_weight to 0")
         super().__init__(rates=rates, model=network, **trainer_arguments)
         self.loss = loss
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False).to(self.args.device)
@@ -202,8 +206,8 @@ class DistillingTrainer(BucketTrainer):
     @contextmanager
     def _watching(self, layers: Sequence[nn.Module], axes: AxisMap) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """Outputs of the layers and of their attention blocks while they run, where the loss needs them."""
-        name = axes.attention if self.loss.attention_weight else None
-        blocks = [] if name is None else [layer.get_submodule(name) for layer in layers]
+        watched = axes.attention if self.loss.attention_weight else None
+        blocks = [] if watched is None else [layer.get_submodule(watched) for layer in layers]
         with recorded(layers if self.loss.hidden_weight else []) as hidden, recorded(blocks) as attention:
             yield hidden, attention
 

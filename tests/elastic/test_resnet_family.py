@@ -10,11 +10,13 @@ import torch
 from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
 from instatune_deploy.elastic.importance import first_order_importance, sort_by_importance
+from instatune_deploy.elastic.losses import ElasticLoss
 from instatune_deploy.elastic.optimizer import RateSettings, parameter_groups
 from instatune_deploy.elastic.pretrained import load_config, load_pretrained, space_for
 from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.elastic.supernet import Supernet
-from instatune_deploy.errors import CheckpointError, SpaceError
+from instatune_deploy.elastic.trainer import DistillingTrainer
+from instatune_deploy.errors import CheckpointError, SpaceError, TrainingError
 from instatune_deploy.values.features import Features
 from instatune_deploy.values.layer_costs import feature_names, features
 from instatune_deploy.values.macs import count_macs, count_parameters, shape_from_dict
@@ -111,6 +113,13 @@ def test_the_image_size_is_that_of_the_processor(tmp_path: Path) -> None:
     ViTImageProcessor(size={"height": 32, "width": 48}).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="makes images of 32 x 48 pixels, expected squares"):
         load_config(str(tmp_path))
+
+
+def test_attention_that_there_is_none_of_cannot_be_matched() -> None:
+    family = make_family("resnet")
+    for network in (family.model, Supernet(family.model, family.space)):
+        with pytest.raises(TrainingError, match="a resnet has no attention blocks"):
+            DistillingTrainer(network, ElasticLoss(attention_weight=1.0))
 
 
 def test_a_table_has_entries_for_the_first_layer_of_a_stage_and_for_the_others() -> None:
