@@ -39,7 +39,7 @@ QUICK_DATA = {"search_rows": 100, "sequence_length": 16}
 #: Appended to a command that would otherwise measure for minutes.
 QUICK_OPTIONS = {
     "profile": ["--seconds", "0.5", "--heldout", "2", "--wait-seconds", "0"],
-    "bench": ["--seconds", "0.5"],
+    "bench": ["--seconds", "1"],
     "doctor": ["--seconds", "0.5"],
 }
 NEEDS_MORE_THAN_A_TINY_MODEL = "select"  # whose networks lose too much, or are no faster: nothing may fit a budget
@@ -123,7 +123,7 @@ def test_commands_work_as_they_are_written(
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for command in commands(page):
         words = shlex.split(command)
-        if command in typed:
+        if command in typed and words[1:2] != ["serve"]:  # what follows asks that server
             continue
         typed.add(command)
         if words[0] == "make":

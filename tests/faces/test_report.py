@@ -93,7 +93,7 @@ def test_what_a_report_cannot_be_made_of_is_refused(
     for arguments, message in (
         (("nowhere",), "error: there is no run nowhere"),
         (("other",), "error: other is not a run directory: `instatune-deploy run` makes those"),
-        (("bare",), "error: bare/recipe.yaml: No such file or directory"),
+        (("bare",), "error: bare/recipe.yaml: no such file; `instatune-deploy init MODEL DATA` drafts a recipe"),
         ((run, "--output", "mine.html"), "error: mine.html exists already and is no report: name another file"),
         ((run, "--output", "other"), "error: other exists already and is no report: name another file"),
         ((run, run), "error: one run directory, please, found 2; --compare shows two side by side"),
