@@ -17,10 +17,10 @@ from instatune_deploy.device.probes import ProbeFiles
 from instatune_deploy.device.samples import Samples
 from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.elastic.pretrained import load_config, space_for
-from instatune_deploy.elastic.probing import probing_supernet, random_model, synthetic_inputs
+from instatune_deploy.elastic.probing import longest_text, probing_supernet, random_model, synthetic_inputs
 from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.elastic.supernet import SPACE_FILE
-from instatune_deploy.errors import TableError, TargetError
+from instatune_deploy.errors import TableError, TargetError, UsageError
 from instatune_deploy.stages.profile import Plan, Profiled, plan, profile
 from instatune_deploy.stages.profile.table import refit
 from instatune_deploy.values.deployment import Deployment
@@ -212,6 +212,19 @@ def subject(model: str | None, space_name: str | None, directory: Path) -> Subje
     return Subject(config, space_for(config, space_name or "paper"), None, what)
 
 
+def text_tokens(wanted: Subject, asked: int | None, target: Target) -> int:
+    """How many tokens texts have in a table: what is asked for, else the run's, else the target's or as many as the model reads.
+
+    Raises:
+        UsageError: the model reads fewer than are asked for.
+    """
+    longest = longest_text(wanted.config)
+    if asked is not None and longest is not None and asked > longest:
+        raise UsageError(f"a sequence length of {asked} will not do: the model reads at most {longest} tokens")
+    usual = target.workload.sequence_length
+    return asked or wanted.tokens or (usual if longest is None else min(usual, longest))
+
+
 def profile_model(
     target_name: str, model: str | None, space_name: str | None, sequence_length: int | None, settings: ProfileSection,
     out: Path, *, seed: int, report: Report,
@@ -227,7 +240,7 @@ def profile_model(
     target = find_target(target_name, data_directories("targets"))
     check_target(target, detect())
     wanted = subject(model, space_name, Path())
-    tokens = sequence_length or wanted.tokens or target.workload.sequence_length
+    tokens = text_tokens(wanted, sequence_length, target)
     usable, left_out = usable_deployments(target, detect())
     for line in left_out:
         report(line)

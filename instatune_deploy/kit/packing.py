@@ -20,7 +20,7 @@ from instatune_deploy.errors import MeasurementError, UsageError
 from instatune_deploy.kit import runner
 from instatune_deploy.kit.manifest import Kit
 from instatune_deploy.kit.runner import MANIFEST, MANIFEST_HASH
-from instatune_deploy.profiling import Prober, Report, subject
+from instatune_deploy.profiling import Prober, Report, subject, text_tokens
 from instatune_deploy.stages.profile import Plan
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.hashing import sha256_file
@@ -69,7 +69,7 @@ def pack(
         raise UsageError(f"{path} is a directory; give the file to write, such as {path / 'kit.zip'}")
     target = find_target(target_name, data_directories("targets"))
     wanted = subject(model, space_name, Path())
-    tokens = sequence_length or wanted.tokens or target.workload.sequence_length
+    tokens = text_tokens(wanted, sequence_length, target)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         prober = Prober(random_model(wanted.config), wanted.space, tokens, Path(folder), report, seed=seed)

@@ -226,6 +226,11 @@ CALLS = (
         "profile --target cpu-avx51",
         "unknown target 'cpu-avx51'; did you mean 'cpu-avx512' or 'cpu-avx2' or 'cpu-avx512-vnni'?",
     ),
+    Case(
+        "more tokens than the model reads",
+        "profile --target cpu-test --model ./model --sequence-length 17",
+        "a sequence length of 17 will not do: the model reads at most 16 tokens",
+    ),
     Case("no such target file", "profile --target my/target.yaml", "my/target.yaml: No such file or directory"),
     Case("no target", "profile", "which target? give --target NAME; `instatune-deploy targets list` names them"),
     Case(
