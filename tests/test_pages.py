@@ -42,9 +42,16 @@ QUICK_OPTIONS = {
     "bench": ["--seconds", "1"],
     "doctor": ["--seconds", "0.5"],
 }
-#: The tiny model reads no more tokens.
-SHORT = ("--fixed-length 128", "--fixed-length 16")
-NEEDS_MORE_THAN_A_TINY_MODEL = "select"  # whose networks lose too much, or are no faster: nothing may fit a budget
+#: The tiny model reads no more tokens, and its networks are hardly faster than it is.
+TINY = {
+    "--fixed-length 128": "--fixed-length 16", "p50-50pct": "p50-95pct",
+    "--latency-budget 50% --latency-budget 80%": "--latency-budget 95% --latency-budget 300%",
+}  # fmt: skip
+TINY_TARGETS = {"cpu-avx512": ["8ms", "95%"]}
+NEEDS_MORE_THAN_A_TINY_MODEL = (
+    "select",
+    "search",
+)  # whose networks lose too much, or are no faster: nothing may fit a budget
 STARTED_WITHIN_S = 60
 READY = "http://localhost:8080/v2/health/ready"
 
@@ -56,7 +63,10 @@ def blocks(page: str, language: str) -> list[str]:
 def commands(page: str) -> list[str]:
     """Lines of a page that are to be typed, without their comments."""
     lines = [line for block in blocks(page, "console") for line in block.splitlines()]
-    return [shlex.join(shlex.split(line.partition("$ ")[2], comments=True)).replace(*SHORT) for line in lines]
+    found = [shlex.join(shlex.split(line.partition("$ ")[2], comments=True)) for line in lines]
+    for written, tiny in TINY.items():
+        found = [command.replace(written, tiny) for command in found]
+    return found
 
 
 def test_every_page_with_commands_is_read_here() -> None:
@@ -73,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file = write_text_data(directory / f"{name}.parquet", rows, seed)
         Dataset.from_parquet(str(file)).rename_column("text", "sentence").to_parquet(file)
     recipe = yaml.safe_load(blocks("README.md", "yaml")[0])
-    recipe = {**recipe, **QUICK, "data": {**recipe["data"], **QUICK_DATA}}
+    recipe = {**recipe, **QUICK, "targets": TINY_TARGETS, "data": {**recipe["data"], **QUICK_DATA}}
     (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     (directory / "targets").mkdir()
     deployments = [{"runtime": "openvino"}]
@@ -137,8 +147,11 @@ def test_commands_work_as_they_are_written(
             await_ready(server[-1])
         elif words[0] == "instatune-deploy":
             code, out, error = call_main(monkeypatch, capsys, *words[1:], *QUICK_OPTIONS.get(words[1], []))
-            if words[1] == NEEDS_MORE_THAN_A_TINY_MODEL and code == 3:
+            if words[1] in NEEDS_MORE_THAN_A_TINY_MODEL and code == 3:
                 assert "nearest" in error
+                continue
+            if "--for ovms" in command and code == 2:  # where ONNX Runtime was the faster
+                assert "OpenVINO Model Server runs OpenVINO" in error
                 continue
             assert code == 0, f"{command}\n{out}\n{error}"
         elif words[:3] != ["pip", "install", "numpy"]:  # what a device without PyTorch needs is here
@@ -146,7 +159,7 @@ def test_commands_work_as_they_are_written(
             found = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=200, check=False)
             assert found.returncode == 0, f"{command}\n{found.stdout}\n{found.stderr}"
         if not Path("my-artifact").exists() and command == "instatune-deploy run recipe.yaml":
-            shutil.copytree("runs/run/artifacts/cpu-avx512/p50-50pct", "my-artifact")
+            shutil.copytree("runs/run/artifacts/cpu-avx512/p50-95pct", "my-artifact")
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
