@@ -127,7 +127,9 @@ def test_an_artifact_of_fixed_sizes(tmp_path: Path, kind: str, deployment: Deplo
         for tensor in read_signature(artifact.directory / file).inputs:
             assert tensor.dims[0] == fixed.batch
             assert fixed.tokens is None or len(tensor.dims) == 4 or tensor.dims == (1, fixed.tokens)
-    assert artifact.manifest.parity[artifact.model_file().name].max_abs_error < 0.1
+    # The tiny network of images and texts is off by 0.051 here; what was here before keeps its bound.
+    bound = 0.1 if kind == "image-text" else 0.05
+    assert artifact.manifest.parity[artifact.model_file().name].max_abs_error < bound
     if kind == "text":
         found = bench_artifact(artifact.directory, seconds=1, processes=2, check=False, report=lambda line: None)
         assert (found.tokens, found.deployment.batch) == (16, 1)
