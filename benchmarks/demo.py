@@ -1,6 +1,6 @@
 """The whole job in a few minutes, offline: a small ViT on scikit-learn's digits, from nothing to two artifacts.
 
-Run by `make demo`. Makes an untrained model and the data in a run directory, then does what
+Run by `make demo`. Makes an untrained model and the data in a directory beside the run's, then does what
 `instatune-deploy run` does with benchmarks/recipes/digits.yaml.
 """
 
@@ -74,10 +74,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/digits"))
     parser.add_argument("--fresh", action="store_true", help="start over instead of reusing what is there")
+    parser.add_argument("--dry-run", action="store_true", help="make the inputs and print the plan alone")
     arguments = parser.parse_args()
     if arguments.fresh:
         shutil.rmtree(arguments.out, ignore_errors=True)
-    inputs = arguments.out / "inputs"
+    # Beside the run, not in it: `run` writes into no directory that holds other things.
+    inputs = arguments.out.with_name(f"{arguments.out.name}-inputs")
     inputs.mkdir(parents=True, exist_ok=True)
     disable_progress_bars()
     make_data(inputs)
@@ -94,6 +96,7 @@ def main() -> int:
         str(inputs / "recipe.yaml"),
         "--out",
         str(arguments.out),
+        *(["--dry-run"] if arguments.dry_run else []),
     ]
     print("$ instatune-deploy", *command[3:], flush=True)
     code = subprocess.run(command, check=False).returncode
