@@ -46,3 +46,10 @@ def write_result(name: str, claim: str, figures: dict[str, float], rows: list[di
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def read_rows(name: str) -> list[dict[str, Any]]:
+    """The rows of a result that was written before; none where there is no such result."""
+    path = RESULTS / f"{name}.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    return rows

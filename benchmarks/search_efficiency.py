@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 from benchmarks import finetune_accuracy, finetune_cells
 from benchmarks.published_linas import PublishedLinas
-from benchmarks.results import write_result
+from benchmarks.results import read_rows, write_result
 from benchmarks.simulated_accuracy import SHAPE, Simulation, read_records
 from benchmarks.tuning_tasks import SUBJECTS, Material
 from instatune_deploy.elastic.supernet import Supernet, load_supernet
@@ -211,8 +211,10 @@ def figures_of(prefix: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def write(benches: Iterable[Path]) -> Path:
-    """Write the result of every cell that was measured; of cells that hold the same row one counts."""
-    rows = {}
+    """Write the result of every cell that was measured, here or for the result that is there; of cells that hold the same
+    row one counts."""
+    known = read_rows("search_efficiency")
+    rows = {(row["setting"], row["method"], row["seed"], row["evaluations"]): row for row in known}
     for root in benches:
         for path in sorted((root / "cells").glob("*.json")):
             for row in json.loads(path.read_text(encoding="utf-8")):
