@@ -142,7 +142,7 @@ def export_network(
     return export(
         job.tuned(architecture, tune_epochs) if tune_epochs else job.supernet.extract(architecture), architecture, deployment, job.shape, job.processor, _samples(job), job.calibration,
         directory,
-        target=target.name, metric=job.recipe.metric, predicted=predicted, gate=gate, opset=opset, fixed=fixed,
+        target=target.name, metric=job.recipe.metric, predicted=predicted, gate=gate, opset=opset, fixed=fixed, empty=True,
     )  # fmt: skip
 
 
