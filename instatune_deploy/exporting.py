@@ -55,12 +55,7 @@ class FullNetwork:
         """The value to hold predictions against: a machine's speed drifts, so a share of the latency is a share of what
         the same table predicts, and a loss is against the metric that the search knows."""
         if objective.kind == "metric":
-            largest = self.job.supernet.space.largest
-            known = [
-                c.predicted.metric for c in self.front.candidates
-                if c.architecture == largest and c.deployment.arithmetic == "fp32"
-            ]  # fmt: skip
-            return max(known) if known else self.job.evaluator([largest])[0].value
+            return full_metric(self.job, self.front)
         if objective.kind == "latency":
             return self.predicted_ms.get(self.artifact.manifest.deployment.name, self.measured(objective))
         return self.measured(objective)
@@ -70,6 +65,15 @@ class FullNetwork:
         if objective.kind == "latency" and beside_ms is not None:
             return beside_ms
         return measured_value(self.job, self.artifact, self.figures, objective)
+
+
+def full_metric(job: Job, front: ParetoFront) -> float:
+    """The full network's metric as the search knows it, on the search split."""
+    largest = job.supernet.space.largest
+    known = [
+        c.predicted.metric for c in front.candidates if c.architecture == largest and c.deployment.arithmetic == "fp32"
+    ]
+    return max(known) if known else job.evaluator([largest])[0].value
 
 
 def measured_value(job: Job, artifact: Artifact, measured: Measured, objective: Objective) -> float:
@@ -138,7 +142,7 @@ def export_network(
     return export(
         job.tuned(architecture, tune_epochs) if tune_epochs else job.supernet.extract(architecture), architecture, deployment, job.shape, job.processor, _samples(job), job.calibration,
         directory,
-        target=target.name, metric=job.recipe.metric, predicted=predicted, gate=gate, opset=opset, fixed=fixed,
+        target=target.name, metric=job.recipe.metric, predicted=predicted, gate=gate, opset=opset, fixed=fixed, empty=True,
     )  # fmt: skip
 
 

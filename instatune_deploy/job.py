@@ -282,19 +282,27 @@ class Job:
         train = self.data.train.rows.select(range(min(CALIBRATION_ROWS, len(self.data.train))))
         return [inputs for _, inputs in self.processor.batches(train, 8)]
 
-    def search(self, targets: Sequence[Target]) -> dict[str, ParetoFront]:
+    def search(self, targets: Sequence[Target], *, evaluate: bool = True) -> dict[str, ParetoFront]:
         """The front of every target by its name, kept from before or searched now, all of them in one search.
 
         The first search of a run evaluates sub-networks; those of further targets, also in later runs, evaluate nothing.
+
+        Args:
+            evaluate: whether it may; else it goes by what was evaluated before.
 
         Raises:
             UsageError: another process works on the run.
         """
         with self.workspace.locked():
-            return self._search(targets)
+            return self._search(targets, evaluate)
 
-    def _search(self, targets: Sequence[Target]) -> dict[str, ParetoFront]:
-        fronts = Fronts(self.recipe, self.workspace, self.report, self.supernet_key, self.supernet.space, self.shape)
+    @cached_property
+    def fronts(self) -> Fronts:
+        """What keeps and searches the fronts of this run."""
+        return Fronts(self.recipe, self.workspace, self.report, self.supernet_key, self.supernet.space, self.shape)
+
+    def _search(self, targets: Sequence[Target], evaluate: bool) -> dict[str, ParetoFront]:
+        fronts = self.fronts
         elsewhere = self._elsewhere(fronts.places)
         found: dict[str, ParetoFront] = {}
         for target in targets:
@@ -304,11 +312,12 @@ class Job:
         asked = {target.name: target for target in targets}
         missing = [name for name in asked if name not in found]
         machine = detect()
-        for group in fronts.groups(missing) if missing else []:
+        groups = fronts.groups(missing) if evaluate else [missing]
+        for group in groups if missing else []:
             members = [asked[name] if name in asked else self.target(name) for name in group]
             goals = [fronts.goal(self.tables(member), elsewhere) for member in members]
             usable = [deployment for member in members for deployment in usable_deployments(member, machine)[0]]
-            found |= fronts.search(goals, self.evaluator, self.deployed_evaluator, usable)
+            found |= fronts.search(goals, self.evaluator, self.deployed_evaluator, usable, evaluate=evaluate)
         return {target.name: found[target.name] for target in targets}
 
     def _elsewhere(self, places: Sequence[str]) -> dict[str, LatencyTable]:

@@ -37,6 +37,7 @@ class Fronts:
         self.supernet_key, self.space, self.shape = supernet_key, space, shape
         self.objectives, self.limits = recipe.search.goals(recipe.metric)
         self._fitted: tuple[list[Evaluation], AccuracyPredictor] | None = None
+        self._saved: AccuracyPredictor | None = None
 
     @property
     def places(self) -> list[str]:
@@ -62,7 +63,7 @@ class Fronts:
         One that belongs to the search that evaluates brings the others of it along: together they decide what is
         evaluated, also where a run was stopped after some of their fronts were kept.
         """
-        owner = self._owner()
+        owner = self.owner()
         if owner is None:
             write_json(self.workspace.path(OWNER_FILE), self._claim(missing))
             return [list(missing)]
@@ -76,15 +77,18 @@ class Fronts:
         evaluator: Evaluator,
         deployed: DeployedEvaluator,
         deployments: Sequence[Deployment],
+        *,
+        evaluate: bool = True,
     ) -> dict[str, ParetoFront]:
         """Search and keep the front of each goal, by its target's name.
 
         Args:
             deployed: evaluates networks in other precisions than fp32.
             deployments: those of the goals that this machine can run.
+            evaluate: whether networks may be evaluated, where it is these goals' search that does so.
         """
         names = [goal.costs.target for goal in goals]
-        evaluates = self._owner() == self._claim(names)
+        evaluates = evaluate and self.owner() == self._claim(names)
         chosen = self.recipe.search.model_dump(exclude={"objectives", "limits"})
         found = search(
             self.space, goals, evaluate=(lambda wanted: evaluator(wanted, report=self.report)) if evaluates else None,
@@ -141,7 +145,7 @@ class Fronts:
             "supernet": self.supernet_key, "targets": sorted(targets), "percentile": self.recipe.percentile, **wanted
         }  # fmt: skip
 
-    def _owner(self) -> dict[str, Any] | None:
+    def owner(self) -> dict[str, Any] | None:
         """Whose search evaluates this super-network; None: nobody's yet."""
         path = self.workspace.path(OWNER_FILE)
         owner = read_json(path, lambda found: found) if path.exists() else None
@@ -158,6 +162,8 @@ class Fronts:
 
     def _keep_predictor(self, known: list[Evaluation]) -> None:
         predictor = self._fit(known)
+        if predictor is self._saved:
+            return
         quality = predictor.quality
         self.report(
             f"accuracy predictor: Kendall tau {quality.kendall_tau:.3f}, MAPE {quality.mape_pct:.2f}%, R2 {quality.r2:.3f}, "
@@ -165,6 +171,7 @@ class Fronts:
             "steadied)"
         )
         predictor.save(self.workspace.path("predictor"))
+        self._saved = predictor
 
     def _report_round(self, found: RoundReport) -> None:
         tau = "" if found.kendall_tau is None else f", predicted against measured: Kendall tau {found.kendall_tau:.3f}"

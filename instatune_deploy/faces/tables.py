@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from instatune_deploy.values.front import ParetoFront
+from instatune_deploy.values.matrix import Matrix
 from instatune_deploy.values.selection import Selection
 
 if TYPE_CHECKING:
@@ -106,3 +107,34 @@ def print_fleet(written: WrittenFleet) -> None:
         f"{stored - sum(written.own_bytes.values()) / 1e6:.1f} MB",
         soft_wrap=True,
     )
+
+
+def print_matrix(matrix: Matrix) -> None:
+    """What each device of a fleet's plan gets for each budget."""
+    table = Table(
+        title=f"{matrix.run}: latency {matrix.percentile} of a call and {matrix.metric}: measured, the metric on the report split, or "
+        "predicted (*)"
+    )
+    rows = list(matrix.rows())
+    table.add_column("target")
+    table.add_column("batch", justify="right")
+    for cell in rows[0][1]:
+        table.add_column(cell.budget)
+    for (target, batch), cells in rows:
+        shown = []
+        for cell in cells:
+            if cell.latency_ms is None or cell.metric is None:
+                shown.append("none")
+                continue
+            mark = "*" if cell.state == "predicted" else ""
+            shown.append(f"{cell.latency_ms:.3g} ms{mark}, {100 * cell.metric:.2f}%{mark}, {cell.deployment}")
+        table.add_row(target, str(batch), *shown)
+    console = Console(width=None if Console().is_terminal else 200)
+    console.print(table)
+    for cell in matrix.cells:
+        if cell.artifact is not None:
+            console.print(
+                f"{cell.target}, batch {cell.batch}, {cell.budget}: {matrix.run}/{cell.artifact}", soft_wrap=True
+            )
+        elif cell.state == "none":
+            console.print(f"{cell.target}, batch {cell.batch}, {cell.budget}: none: {cell.why}", soft_wrap=True)

@@ -39,7 +39,7 @@ def _environment() -> jinja2.Environment:
 
 
 def render(template: str, context: dict[str, Any]) -> str:
-    """A page as HTML: `template` with `context`, whose `data` is for its scripts."""
+    """A page as HTML: `template` with `context`, whose `data` is for its scripts, if it has some."""
     # A page's own scripts and styles are no text of a run: they go in as they are.
     safe = {
         "css": _text("page.css"),

@@ -18,7 +18,7 @@ from instatune_deploy.device.lowering.gate import Gate, hold
 from instatune_deploy.device.lowering.onnx import OPSET, export_onnx
 from instatune_deploy.device.lowering.torch import export_torch
 from instatune_deploy.device.lowering.variants import IR, ONNX, lower, reads_images
-from instatune_deploy.device.runtimes.base import get_runtime, run_file
+from instatune_deploy.device.runtimes.base import get_runtime, give_back_memory, run_file
 from instatune_deploy.device.runtimes.fixed import filled
 from instatune_deploy.errors import ArtifactError, UsageError
 from instatune_deploy.values.deployment import Deployment
@@ -56,7 +56,7 @@ def export(
     network: PreTrainedModel, architecture: Architecture, deployment: Deployment, shape: NetworkShape,
     processor: Processor, samples: dict[str, np.ndarray], calibration: Sequence[dict[str, np.ndarray]],
     directory: Path, *, target: str, metric: str, predicted: Predicted | None, gate: Gate | None = None,
-    opset: int = OPSET, fixed: FixedSizes | None = None,
+    opset: int = OPSET, fixed: FixedSizes | None = None, empty: bool = False,
 ) -> Artifact:  # fmt: skip
     """Write the artifact of a sub-network; `directory` appears only when every file was checked.
 
@@ -69,6 +69,7 @@ def export(
         gate: what an int8 file may lose; None: whatever it does.
         opset: ONNX operator set, see `export_onnx`.
         fixed: sizes that every call of the files will have; `samples` and `calibration` may have others. None: any.
+        empty: whether the network may lose its weights once the files hold them: runtimes need as much memory again, and more.
 
     Raises:
         UsageError: sizes are to be fixed in a file that cannot do with them.
@@ -87,6 +88,9 @@ def export(
         files = file_deployments(deployment)
         for how in files.values():
             write_file(network, tensors, draft, how, calibration)
+        if empty:
+            network.to("meta")
+            give_back_memory()
         kept: tuple[str, ...] = ()
         if gate is not None and deployment.precision == "int8":
             kept = hold(draft, deployment, calibration, gate, image=reads_images(tensors)).names

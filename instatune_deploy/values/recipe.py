@@ -414,13 +414,15 @@ def parse_recipe(text: str, path: Path) -> Recipe:
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: expected keys such as model, task, data and targets")
     recipe = check_recipe(data, str(path))
-    folder = path.resolve().parent
-    located = {
-        key: os.path.normpath(folder / value) for key, value in (("train", recipe.data.train), ("report", recipe.data.report))
-        if value is not None and value.startswith(("./", "../"))
-    }  # fmt: skip
-    model = os.path.normpath(folder / recipe.model) if recipe.model.startswith(("./", "../")) else recipe.model
-    return recipe.model_copy(update={"model": model, "data": recipe.data.model_copy(update=located)})
+    sources = {"train": recipe.data.train, "report": recipe.data.report}
+    located = {key: relative_to(path, value) for key, value in sources.items() if value is not None}
+    data_section = recipe.data.model_copy(update=located)
+    return recipe.model_copy(update={"model": relative_to(path, recipe.model), "data": data_section})
+
+
+def relative_to(file: Path, value: str) -> str:
+    """A path as `file` has it: what starts with ``./`` or ``../`` is relative to that file, all else stays as it is."""
+    return os.path.normpath(file.resolve().parent / value) if value.startswith(("./", "../")) else value
 
 
 def check_recipe(data: dict[str, Any], where: str) -> Recipe:
@@ -435,16 +437,16 @@ def check_recipe(data: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except pydantic.ValidationError as error:
-        raise RecipeError(f"{where}: {_explain(error, data)}") from None
+        raise RecipeError(f"{where}: {explain_fault(error, Recipe)}") from None
 
 
-def _explain(error: pydantic.ValidationError, data: dict[str, Any]) -> str:
-    """The first fault in one line, with the nearest key where one is unknown."""
+def explain_fault(error: pydantic.ValidationError, whole: type[Section]) -> str:
+    """The first fault of what should be a `whole`, in one line, with the nearest key where one is unknown."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     if first["type"] != "extra_forbidden":
         return first_fault(error)
-    section: Any = Recipe
+    section: Any = whole
     for part in path[:-1]:
         if part in getattr(section, "model_fields", {}):
             kinds = [

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 
+from instatune_deploy.device.lowering.lean import without_weights
 from instatune_deploy.device.lowering.macs import count_macs_onnx
 from instatune_deploy.device.lowering.onnx import export_onnx
 from instatune_deploy.device.lowering.openvino import to_openvino
@@ -187,3 +188,30 @@ def test_compiled_functions_fix_no_axes_and_stay_compiled(tmp_path: Path) -> Non
     assert halves is compiled
     session = get_runtime("onnxruntime").load(tmp_path / "model.onnx", Deployment("onnxruntime"))
     assert session.run({"x": np.ones((3, 20), np.int64)})[0].tolist() == [10, 10, 10]
+
+
+def test_weights_stay_in_their_file_and_the_network_is_the_same(tiny_bert: Any, tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    export_onnx(tiny_bert.model, tiny_bert.inputs(2, 8), file)
+    lean = tmp_path / "lean.onnx"
+    lean.write_bytes(without_weights(file).SerializeToString())
+    outside = [w for w in onnx.load(lean, load_external_data=False).graph.initializer if w.external_data]
+    assert outside
+    assert lean.stat().st_size < file.stat().st_size - sum(int(w.external_data[2].value) for w in outside) + 10_000
+    whole, read = onnx.load(file), onnx.load(lean)
+    assert {w.name: onnx.numpy_helper.to_array(w).tobytes() for w in whole.graph.initializer} == {
+        w.name: onnx.numpy_helper.to_array(w).tobytes() for w in read.graph.initializer
+    }
+    assert [node.SerializeToString() for node in whole.graph.node] == [
+        node.SerializeToString() for node in read.graph.node
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no network", bytes(range(256)), b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"]
+)
+def test_what_is_no_network_is_not_converted(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(ArtifactError, match="openvino cannot convert"):
+        to_openvino(tmp_path / "model.onnx", tmp_path / "openvino_model.xml")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]

@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+
+from instatune_deploy.device.lowering.lean import without_weights
 from instatune_deploy.errors import ArtifactError
 
 
 def to_openvino(onnx_path: Path, xml_path: Path) -> None:
     """Convert `onnx_path` to `xml_path` and the weights beside it (same stem, ``.bin``), which stay fp32.
+
+    OpenVINO reads all weights into memory, twice for a while, unless they lie in another file than the graph: so it is
+    given the graph alone, and maps the weights from `onnx_path`.
 
     Raises:
         ArtifactError: OpenVINO cannot read the network.
@@ -18,16 +24,19 @@ def to_openvino(onnx_path: Path, xml_path: Path) -> None:
 
     xml_path.parent.mkdir(parents=True, exist_ok=True)
     draft = xml_path.with_name(f".{xml_path.stem}.partial.xml")
+    graph = onnx_path.with_name(f".{xml_path.stem}.partial.onnx")
     try:
         try:
-            model = openvino.Core().read_model(onnx_path)
+            graph.write_bytes(without_weights(onnx_path).SerializeToString())
+            model = openvino.Core().read_model(graph)
             openvino.save_model(model, draft, compress_to_fp16=False)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, DecodeError) as error:
             reason = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise ArtifactError(f"openvino cannot convert {onnx_path}: {reason[-1] if reason else error!r}") from error
         # Weights first: who finds the .xml finds a complete network.
         os.replace(draft.with_suffix(".bin"), xml_path.with_suffix(".bin"))
         os.replace(draft, xml_path)
     finally:
+        graph.unlink(missing_ok=True)
         draft.unlink(missing_ok=True)
         draft.with_suffix(".bin").unlink(missing_ok=True)

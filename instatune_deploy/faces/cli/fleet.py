@@ -1,13 +1,14 @@
-"""`instatune-deploy fleet`: several networks of one run in one directory, to be served together."""
+"""`instatune-deploy fleet`: networks of one run for many devices, or several in one directory, to be served together."""
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from instatune_deploy.errors import UsageError
+from instatune_deploy.errors import InfeasibleBudgetError, MissingExtraError, UsageError
 from instatune_deploy.faces.cli.app import JsonOption, RunOption, app, emit, find_run, progress
 from instatune_deploy.faces.cli.run import ForeignTablesOption
 from instatune_deploy.faces.cli.select import check_percentile, job_to_select
@@ -15,7 +16,13 @@ from instatune_deploy.faces.cli.select import check_percentile, job_to_select
 
 @app.command()
 def fleet(
-    out: Annotated[Path, typer.Argument(help="Directory to write; must not exist.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PLAN.yaml|DIRECTORY",
+            help="A plan of targets and budgets; or the directory to write, which must not exist.",
+        ),
+    ],
     artifact: Annotated[
         list[str] | None,
         typer.Option(
@@ -32,16 +39,39 @@ def fleet(
     ] = None,
     run: RunOption = None,
     foreign_tables: ForeignTablesOption = False,
+    export: Annotated[
+        bool, typer.Option(help="With a plan: export and measure. Without, every cell is predicted.")
+    ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Gather artifacts of one run into a fleet, in which the weights that they share are stored once.
+    """With a plan: a network of one run for each of its targets, batch sizes and budgets; what is done already is reused.
+    A page and a JSON file of the same name in the run's `fleets` show them all.
 
-    Each member stays an artifact that Hugging Face, ONNX Runtime and OpenVINO load by itself.
+    With a directory: gather artifacts of one run into a fleet, in which the weights that they share are stored once. Each
+    member stays an artifact that Hugging Face, ONNX Runtime and OpenVINO load by itself.
+
+    Exit code 3: nothing keeps one of the budgets; the others' networks are there.
+
+    Example: instatune-deploy fleet fleet.yaml
 
     Example: instatune-deploy fleet my-fleet --run runs/minilm-sst2 --latency-budget 5ms --latency-budget 10ms
 
     Example: instatune-deploy fleet my-fleet --artifact fast=runs/a/artifacts/cpu/p50-5ms --artifact full=runs/a/artifacts/cpu/full
     """
+    if out.suffix in (".yaml", ".yml"):
+        said = {
+            "--artifact": artifact,
+            "--latency-budget": latency_budget,
+            "--target": target,
+            "--percentile": percentile,
+            "--run": run,
+        }
+        if idle := [name for name, value in said.items() if value]:
+            raise UsageError(f"{', '.join(idle)}: {out} says that itself; these go with a directory to write")
+        _fill(out, foreign_tables, export, as_json)
+        return
+    if not export:
+        raise UsageError("--no-export goes with a plan, a .yaml file")
     if not artifact and not latency_budget:
         raise UsageError("a fleet of what? give --artifact DIR or --latency-budget 5ms, once for each member")
     selecting = {"--run": run, "--target": target, "--percentile": percentile, "--foreign-tables": foreign_tables}
@@ -82,6 +112,39 @@ def fleet(
             _add(directories, Path(selection.artifact).name, home / selection.artifact)
     written = write_fleet(directories, out, report=report)
     emit(written.to_dict()) if as_json else print_fleet(written)
+
+
+def _fill(path: Path, foreign_tables: bool, export: bool, as_json: bool) -> None:
+    """Fill the matrix of the plan in `path` and write its page."""
+    from instatune_deploy.values.fleet_plan import read_fleet_plan
+
+    plan = read_fleet_plan(path)
+    if foreign_tables:
+        plan = plan.model_copy(update={"foreign_tables": True})
+
+    from instatune_deploy.faces.tables import print_matrix
+    from instatune_deploy.many_devices import fill_matrix
+    from instatune_deploy.workspace import write_text
+
+    report = progress()
+    matrix, written = fill_matrix(plan, path.stem, report, export=export)
+    files = {"matrix": str(written)}
+    if all(find_spec(package) for package in ("plotly", "jinja2")):
+        from instatune_deploy.reporting.matrix import matrix_page
+
+        page = written.with_suffix(".html")
+        write_text(page, matrix_page(path.stem, matrix))
+        files["page"] = str(page)
+    else:
+        report(f"no page was written: {MissingExtraError('jinja2', 'report')}")
+    if as_json:
+        emit({**files, **matrix.to_dict()})
+    else:
+        print_matrix(matrix)
+        for file in files.values():
+            typer.echo(file)
+    if matrix.count("none"):
+        raise typer.Exit(InfeasibleBudgetError.exit_code)
 
 
 def _add(directories: dict[str, Path], name: str, directory: Path) -> None:
