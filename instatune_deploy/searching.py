@@ -81,7 +81,7 @@ class Fronts:
 
         Args:
             deployed: evaluates networks in other precisions than fp32.
-            deployments: those of the goals that this machine can run.
+            deployments: those of the goals that can be run.
         """
         names = [goal.costs.target for goal in goals]
         evaluates = self._owner() == self._claim(names)

@@ -152,7 +152,7 @@ class Run:
         made = export_network(
             job, wanted, network, chosen, Path(out), None, max_drop=job.recipe.max_drop, opset=opset
         )  # fmt: skip
-        return confirmed(job, made) if confirm else made
+        return confirmed(job, wanted, made) if confirm else made
 
 
 def run(

@@ -20,6 +20,7 @@ from instatune_deploy.faces.cli.failing import STOPPED, explain
 from instatune_deploy.workspace import is_run
 
 if TYPE_CHECKING:
+    from instatune_deploy.executor import Executor
     from instatune_deploy.faces.cli.bars import Lines
 
 app = typer.Typer(
@@ -37,6 +38,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would be done, do nothing.")]
 RunOption = Annotated[
     Path | None, typer.Option("--run", help="Run directory; default: this directory, or the only one in ./runs.")
+]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="Evaluate on a Ray cluster and measure targets on the nodes that offer them: auto, or the HOST:PORT of its head.",
+    ),
 ]
 #: Options of every verb.
 _FLAGS = ("--debug", "--quiet")
@@ -102,6 +110,21 @@ def find_run(given: Path | None) -> Path:
         found = ", ".join(map(str, runs)) or "none"
         raise UsageError(f"which run? give --run DIR (runs here: {found})")
     return runs[0]
+
+
+def executor(ray: str | None, report: Lines) -> Executor:
+    """What does the work: this machine, or a Ray cluster where one is named.
+
+    Raises:
+        UsageError: Ray is not installed, or there is no such cluster.
+    """
+    if ray is None:
+        from instatune_deploy.executor import LOCAL
+
+        return LOCAL
+    from instatune_deploy.cluster import connect
+
+    return connect(ray, report)
 
 
 def quiet_libraries() -> None:
