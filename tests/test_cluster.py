@@ -30,16 +30,17 @@ try:
     import ray
     from ray.cluster_utils import Cluster as LocalNodes
 
-    from instatune_deploy.cluster import connect, evaluating
+    from instatune_deploy import cluster
+    from instatune_deploy.cluster import ENVIRONMENT, connect, evaluating
     from instatune_deploy.cluster.network import Network
 except ImportError:
     pytest.skip("the extra ray is not installed", allow_module_level=True)
 
 #: What makes a job short, and its evaluations independent of latencies.
 SHORT = {
-    "finetune": {"epochs": 1, "learning_rate": 2.0e-3, "importance_rows": 32},
+    "finetune": {"teacher": {"epochs": 1, "learning_rate": 3.0e-3}, "epochs": 1, "learning_rate": 2.0e-3, "importance_rows": 32},
     "search": {
-        "objectives": ["metric", "macs"], "warm_start": 6, "rounds": 1, "batch": 3, "population": 20, "generations": 5,
+        "objectives": ["metric", "macs"], "warm_start": 8, "rounds": 1, "batch": 2, "population": 20, "generations": 5,
         "deployed": 2,
     },
     "profile": {"heldout": 2, "seconds": 0.3, "confirm_seconds": 0.3, "wait_seconds": 0},
@@ -61,6 +62,13 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     # What is defined here goes to the nodes by value: they need not find the tests.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield from started(cache)
+
+
+def started(cache: Path) -> Iterator[Nodes]:
     found = LocalNodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         offering = found.add_node(
@@ -123,10 +131,10 @@ def test_a_cluster_writes_the_same_file_as_this_machine(prepared: tuple, nodes: 
     supernet, data, _ = prepared
     wanted = supernet.space.sample(30, seed=1)
     lines: list[str] = []
-    cluster = connect(nodes.address, lines.append)
+    compute = connect(nodes.address, lines.append).compute(supernet, data.search.head.outputs)
     assert lines == ["Ray cluster of 2 nodes with 2 CPUs; targets offered: cpu-test"]
     here = evaluated(prepared, tmp_path / "here.jsonl", wanted, None)
-    there = evaluated(prepared, tmp_path / "there.jsonl", wanted, cluster.compute(supernet, data.search.head.outputs))
+    there = evaluated(prepared, tmp_path / "there.jsonl", wanted, compute)
     assert there == here
     assert (tmp_path / "there.jsonl").read_bytes() == (tmp_path / "here.jsonl").read_bytes()
     assert len(lines) == 1  # nothing went wrong
@@ -246,13 +254,12 @@ def test_a_run_measures_on_the_node_that_offers_the_target(
     tables = [LatencyTable.from_json(p.read_text(), str(p)) for p in Path("there/tables").rglob("*t.json")]
     assert sorted(table.deployment.name for table in tables) == ["ort-fp32-1t", "ort-int8-1t"]
     assert {table.machine.cpu_model for table in tables} == {detect().cpu_model}
-    # The same run on this machine, from the same super-network: the same evaluations, also the quantised ones.
+    # The search on this machine, over the same super-network and tables: the same evaluations, also the quantised ones.
     shutil.copytree("there", "here")
-    for gone in ("fronts", "selections", "artifacts", "predictor"):
-        shutil.rmtree(Path("here", gone))
-    Path("here/evaluations.jsonl").unlink()
-    Path("here/searched_by.json").unlink()
-    code, _, error = call_main(monkeypatch, capsys, "run", "recipe.yaml", "--out", "here")
+    shutil.rmtree("here/fronts")
+    for gone in ("evaluations.jsonl", "searched_by.json"):
+        Path("here", gone).unlink()
+    code, _, error = call_main(monkeypatch, capsys, "search", "--run", "here")
     assert code == 0, error
     there = Path("there/evaluations.jsonl").read_text(encoding="utf-8")
     assert there == Path("here/evaluations.jsonl").read_text(encoding="utf-8")
@@ -269,6 +276,13 @@ def test_a_target_that_no_node_offers_is_one_line_that_says_what_to_start(
     start = f"ray start --address={nodes.address} --resources='{{\"cpu-nowhere\": 1}}'"
     assert f"no node of the cluster offers target cpu-nowhere: on a machine that serves it, call `{start}`" in error
     assert "offered now: cpu-test" in error
+
+
+def test_a_cluster_started_for_the_command_offers_what_this_machine_serves(project: Path) -> None:
+    offered = cluster._offered_here()
+    assert {"cpu-test", "cpu-nowhere"} <= set(offered)
+    assert set(offered.values()) == {1}
+    assert "cpu-arm-neon" not in offered or "cpu-avx2" not in offered
 
 
 def test_without_the_extra_a_line_says_what_to_install(
