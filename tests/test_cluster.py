@@ -175,7 +175,7 @@ def test_a_killed_worker_loses_no_evaluation_and_a_stopped_driver_goes_on(
     assert once.exists()
     (said,) = lines[1:]
     assert "evaluating 5 sub-networks on a part of the samples: its worker was lost (WorkerCrashedError" in said
-    assert said.endswith("try 1 of 3")
+    assert said.endswith("try 2 of 3 follows")
 
 
 def test_what_fails_three_times_is_named_and_the_others_are_kept(
@@ -199,7 +199,7 @@ def test_what_fails_three_times_is_named_and_the_others_are_kept(
     here = evaluated(prepared, tmp_path / "here.jsonl", others, None)
     assert [evaluation.value for evaluation in found] == [evaluation.value for evaluation in here]
     reason = "ArithmeticError: poison"
-    assert f"evaluating {wanted[2]} on a part of the samples: {reason}: try 3 of 3" in lines
+    assert f"evaluating {wanted[2]} on a part of the samples: {reason}; try 3 of 3 follows" in lines
     assert f"{wanted[2]} was not evaluated: given up after 3 tries: {reason}" in lines
     assert len(tries.read_text(encoding="utf-8")) >= 6  # three times with others, three times alone
 

@@ -123,7 +123,8 @@ class Cluster(Executor):
                 found = ray.get(task.remote(function, *arguments))
             except ray.exceptions.RayError as error:
                 reason = reason_of(error)
-                self.report(f"{doing} on node {node_name(node)}: {reason}: try {number} of {TRIES}")
+                then = f"try {number + 1} of {TRIES} follows" if number < TRIES else "it is given up"
+                self.report(f"{doing} on node {node_name(node)}: {reason}; {then}")
                 time.sleep(1)  # until it shows which nodes are gone
                 continue
             if isinstance(found, tasks.Refusal):

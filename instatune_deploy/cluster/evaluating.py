@@ -7,7 +7,7 @@ as on one machine, and their outputs are the same to the bit, however many worke
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,8 @@ from instatune_deploy.values.space import Architecture
 
 #: Into how many tasks a chunk is divided for each worker: more are more even, fewer share more.
 PARTS_A_WORKER = 4
+#: Seconds of waiting after which it is looked whether there is anybody to wait for.
+SILENCE_S = 30.0
 #: Sub-networks that fail before any has been evaluated: then it is not they that are at fault.
 MOST_FAILED_FIRST = 3
 
@@ -104,8 +106,8 @@ class ClusterCompute:
                     else:
                         work[unit.chunk].missing -= 1
                 if running:
-                    (ready, *_), _ = ray.wait(list(running), num_returns=1)
-                    waiting.extendleft(reversed(self._finish(work, running.pop(ready), ready)))
+                    ended = self._await(running)
+                    waiting.extendleft(reversed(self._finish(work, running.pop(ended), ended)))
                 while done < len(work) and work[done].missing == 0:
                     yield work[done].outputs(order)
                     work[done].found.clear()
@@ -113,6 +115,15 @@ class ClusterCompute:
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
+
+    def _await(self, running: Mapping[Any, Unit]) -> Any:
+        """One of `running` that has ended, as soon as one has."""
+        while True:
+            ended, _ = ray.wait(list(running), num_returns=1, timeout=SILENCE_S)
+            if ended:
+                return ended[0]
+            if not worker_count():
+                self.report("no node of the cluster has a CPU any more: waiting for one")
 
     def _place(self, batches: Sequence[Batch]) -> tuple[list[Any], list[Sequence[int]]]:
         """The parts of `batches` in the object store, and which batches each has; those of the last call are still there."""
@@ -153,7 +164,9 @@ class ClusterCompute:
             what = str(chunk.architectures[unit.places[0]])
             if len(unit.places) > 1:
                 what = f"{len(unit.places)} sub-networks"
-            self.report(f"evaluating {what} on a part of the samples: {reason}: try {tries} of {TRIES}")
+            then = f"try {tries + 1} of {TRIES} follows" if tries < TRIES else "they are tried one by one"
+            if tries < TRIES or len(unit.places) > 1:
+                self.report(f"evaluating {what} on a part of the samples: {reason}; {then}")
             if tries < TRIES:
                 return [replace(unit, tries=tries)]
             if len(unit.places) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from instatune_deploy.device.lowering.variants import parts
 from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.device.site import Inputs, Outputs, Site
 from instatune_deploy.device.timing import Measurement
-from instatune_deploy.errors import TargetError
+from instatune_deploy.errors import InstatuneError, TargetError
 from instatune_deploy.profiling import Prober, Report
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.latency import LatencyTable, Machine, table_file
@@ -118,6 +119,7 @@ class ClusterProber(Prober):
 
     def clear(self) -> None:
         for target, name in self._names:
-            self.cluster.on_node(target, "removing files", tasks.forget, name, alone=False)
+            with suppress(InstatuneError):  # a node that is gone keeps its files
+                self.cluster.on_node(target, f"{target}: removing files", tasks.forget, name, alone=False)
         self._names.clear()
         super().clear()

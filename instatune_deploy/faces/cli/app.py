@@ -20,7 +20,6 @@ from instatune_deploy.faces.cli.failing import STOPPED, explain
 from instatune_deploy.workspace import is_run
 
 if TYPE_CHECKING:
-    from instatune_deploy.executor import Executor
     from instatune_deploy.faces.cli.bars import Lines
 
 app = typer.Typer(
@@ -110,21 +109,6 @@ def find_run(given: Path | None) -> Path:
         found = ", ".join(map(str, runs)) or "none"
         raise UsageError(f"which run? give --run DIR (runs here: {found})")
     return runs[0]
-
-
-def executor(ray: str | None, report: Lines) -> Executor:
-    """What does the work: this machine, or a Ray cluster where one is named.
-
-    Raises:
-        UsageError: Ray is not installed, or there is no such cluster.
-    """
-    if ray is None:
-        from instatune_deploy.executor import LOCAL
-
-        return LOCAL
-    from instatune_deploy.cluster import connect
-
-    return connect(ray, report)
 
 
 def quiet_libraries() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from instatune_deploy.errors import UsageError
-from instatune_deploy.faces.cli.app import JsonOption, RayOption, app, emit, executor, progress
+from instatune_deploy.faces.cli.app import JsonOption, RayOption, app, emit, progress
 
 if TYPE_CHECKING:
     from instatune_deploy.values.latency import LatencyTable
@@ -90,12 +90,13 @@ def profile(
 
     settings = ProfileSection(heldout=heldout, seconds=seconds, wait_seconds=wait_seconds, spare_probes=spare_probes)
     if pack is None:
+        from instatune_deploy.faces.executors import executor_of
         from instatune_deploy.profiling import profile_model
         from instatune_deploy.values.target import find_target
         from instatune_deploy.workspace import data_directories
 
         lines = progress()
-        place = executor(ray, lines)
+        place = executor_of(ray, lines)
         site = place.site(find_target(target, data_directories("targets")))
         tables = profile_model(
             target, model, space, sequence_length, settings, out, seed=seed, report=lines, site=site,

@@ -15,7 +15,6 @@ from instatune_deploy.faces.cli.app import (
     app,
     emit,
     end_progress,
-    executor,
     progress,
 )
 
@@ -61,6 +60,7 @@ def run(
     directory = out or Path("runs") / checked.name
 
     from instatune_deploy import pipeline
+    from instatune_deploy.faces.executors import executor_of
     from instatune_deploy.faces.tables import print_selections
     from instatune_deploy.job import Job
     from instatune_deploy.workspace import Workspace
@@ -70,7 +70,7 @@ def run(
         from instatune_deploy.planning.estimate import make_plan
 
         lines = progress()
-        job = Job(checked, workspace, lines, executor(ray, lines))
+        job = Job(checked, workspace, lines, executor_of(ray, lines))
         job.check()
         plan = make_plan(job)
         emit({"run": str(directory), **plan.to_dict()}) if as_json else typer.echo("\n".join(plan.lines))
@@ -87,7 +87,7 @@ def run(
         lines(plan.lines[-1])
         lines.expect({found.step.name: found.seconds for found in plan.steps if found.step.state != "reused"})
 
-    selections = pipeline.run(checked, workspace, lines, planned=expect, executor=executor(ray, lines))
+    selections = pipeline.run(checked, workspace, lines, planned=expect, executor=executor_of(ray, lines))
     end_progress()
     if as_json:
         emit({"run": str(directory), "selections": [selection.to_dict() for selection in selections]})

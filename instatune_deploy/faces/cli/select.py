@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from instatune_deploy.errors import UsageError
-from instatune_deploy.faces.cli.app import JsonOption, RayOption, RunOption, app, emit, executor, find_run, progress
+from instatune_deploy.faces.cli.app import JsonOption, RayOption, RunOption, app, emit, find_run, progress
 from instatune_deploy.faces.cli.run import ForeignTablesOption, with_foreign_tables
 
 if TYPE_CHECKING:
@@ -75,11 +75,12 @@ def select(
     check_percentile(percentile)
     directory = find_run(run)
 
+    from instatune_deploy.faces.executors import executor_of
     from instatune_deploy.faces.tables import print_selections
     from instatune_deploy.pipeline import select as select_network
 
     lines = progress()
-    job = job_to_select(directory, lines, percentile, foreign_tables, tune_epochs, executor(ray, lines))
+    job = job_to_select(directory, lines, percentile, foreign_tables, tune_epochs, executor_of(ray, lines))
     wanted = job.target(target or next(iter(job.recipe.targets)))
     selection = select_network(job, wanted, job.search([wanted])[wanted.name], budget)
     if as_json:
