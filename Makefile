@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 
 export HF_HUB_DISABLE_TELEMETRY := 1
+export RAY_USAGE_STATS_ENABLED := 0
 
 # Not a file: docs/ is a folder.
 .PHONY: demo test lint docs bench-setup bench-accuracy bench-minilm bench-tables bench-search bench-experience clean
@@ -14,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 $(BIN)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,optimum,report,serve,token]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,optimum,ray,report,serve,token]'
 	# What BEiT-3 is compared with; the versions of other packages that it asks for are old ones that the comparison does not need.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps torchscale==0.3.0 fairscale==0.4.13
 	touch $@

@@ -13,6 +13,7 @@ from instatune_deploy.data.dataset import Split
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.lowering.onnx import export_onnx
 from instatune_deploy.device.lowering.variants import ONNX
+from instatune_deploy.device.site import HERE, Site
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import ArtifactError
 from instatune_deploy.stages.confirm import measured_metric
@@ -34,15 +35,17 @@ class DeployedEvaluator:
         metric: one that fits the task, see `data.metrics`.
         path: JSON lines, one an `Evaluation`; those in fp32 are others' business. What stands there is not measured again.
         calibration: real training inputs, batches of them, from which quantisation learns how large activations are.
+        site_of: says where the files of a deployment are run.
         report: is told what is measured, and what could not be.
     """
 
     def __init__(
         self, supernet: Supernet, split: Split, processor: Processor, *, metric: str, path: Path,
-        calibration: Callable[[], Sequence[dict[str, np.ndarray]]], report: Report = lambda line: None,
+        calibration: Callable[[], Sequence[dict[str, np.ndarray]]],
+        site_of: Callable[[Deployment], Site] = lambda deployment: HERE, report: Report = lambda line: None,
     ) -> None:  # fmt: skip
         self.supernet, self.split, self.processor, self.metric = supernet, split, processor, metric
-        self.path, self.calibration, self.report = path, calibration, report
+        self.path, self.calibration, self.site_of, self.report = path, calibration, site_of, report
         wanted = (metric, split.name, len(split))
         self.known = {
             (found.architecture, found.precision): found
@@ -76,7 +79,8 @@ class DeployedEvaluator:
             for precision, deployment in ways.items():
                 try:
                     file = write_file(network, tensors, folder, deployment, calibration)
-                    value = measured_metric(file, deployment, self.split, self.processor, self.metric)
+                    site = self.site_of(deployment)
+                    value = measured_metric(file, deployment, self.split, self.processor, self.metric, site)
                 except ArtifactError as error:
                     self.report(f"{architecture} was not evaluated in {precision}: {error}")
                     continue

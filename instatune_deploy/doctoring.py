@@ -26,6 +26,7 @@ _DISTRIBUTION = "instatune-deploy"
 EXTRAS = {
     "token": "metric entity_f1 of token classification",
     "serve": "instatune-deploy serve",
+    "ray": "--ray, to evaluate and measure on the nodes of a Ray cluster",
     "optimum": "Optimum's ORTModelFor... and OVModelFor..., to load artifacts with",
     "cuda": "ONNX Runtime on NVIDIA GPUs, in the place of onnxruntime",
 }

@@ -107,7 +107,7 @@ def full_artifact(job: Job, target: Target, front: ParetoFront) -> tuple[Artifac
     fastest = min(job.tables(target), key=lambda table: table.estimate_ms(largest, percentile)).deployment
     draft = job.workspace.path(".drafts", "full")
     artifact = export_network(job, target, job.supernet.full, fastest, draft, None)
-    measured = confirm_beside(job, artifact, artifact.model_file(fastest), fastest).measured
+    measured = confirm_beside(job, target, artifact, artifact.model_file(fastest), fastest).measured
     artifact.with_measured(measured)
     move_directory(draft, path)
     job.workspace.mark_done(stage, key, [path])
@@ -135,7 +135,9 @@ def export_network(
     if max_drop is not None:
         gate = Gate(
             max_drop / 100,
-            lambda file, how: measured_metric(file, how, job.data.search, job.processor, job.recipe.metric),
+            lambda file, how: measured_metric(
+                file, how, job.data.search, job.processor, job.recipe.metric, job.executor.site(target)
+            ),
             job.report,
         )
     job.report(f"exporting {architecture} for {deployment.name}")
@@ -152,18 +154,23 @@ def _samples(job: Job) -> dict[str, np.ndarray]:
     return next(job.processor.batches(rows, 32))[1]
 
 
-def confirmed(job: Job, artifact: Artifact) -> Artifact:
-    """The same artifact after it was measured on the report split and on this machine."""
+def confirmed(job: Job, target: Target, artifact: Artifact) -> Artifact:
+    """The same artifact after it was measured on the report split and on the target's machine."""
     deployment = artifact.manifest.deployment
-    return artifact.with_measured(confirm_beside(job, artifact, artifact.model_file(deployment), deployment).measured)
+    found = confirm_beside(job, target, artifact, artifact.model_file(deployment), deployment)
+    return artifact.with_measured(found.measured)
 
 
-def confirm_beside(job: Job, artifact: Artifact, full_file: Path, deployment: Deployment) -> Confirmation:
-    """An artifact's file measured on the report split and, in the same rounds as the full network's, on this machine."""
+def confirm_beside(
+    job: Job, target: Target, artifact: Artifact, full_file: Path, deployment: Deployment
+) -> Confirmation:
+    """An artifact's file measured on the report split and, in the same rounds as the full network's, on the target's
+    machine."""
     return confirm(
         artifact.model_file(deployment), full_file, deployment, job.report_split, job.processor,
         job.prober.inputs(deployment), metric=job.recipe.metric, seed=job.recipe.seed,
         settings=TimingSettings(
             seconds=job.recipe.profile.confirm_seconds, wait_s=job.recipe.profile.wait_seconds, min_rounds=12
         ),
+        site=job.executor.site(target),
     )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +14,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 from instatune_deploy.data.dataset import Split, TaskData, open_report_split, open_task_data
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.deployed import DeployedEvaluator
-from instatune_deploy.device.fingerprint import check_target, detect, runtime_versions, usable_deployments
+from instatune_deploy.device.fingerprint import runtime_versions
+from instatune_deploy.device.site import Site
 from instatune_deploy.elastic.pretrained import check_reads, load_config, load_pretrained, space_for
 from instatune_deploy.elastic.probing import longest_text
 from instatune_deploy.elastic.subnetwork import check_space
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.training import check_report_to
 from instatune_deploy.errors import CheckpointError, RecipeError, TableError, did_you_mean
+from instatune_deploy.executor import LOCAL, Executor
 from instatune_deploy.profiling import Prober, target_tables
 from instatune_deploy.searching import Fronts
 from instatune_deploy.stages.evaluate import Evaluator
@@ -29,6 +30,7 @@ from instatune_deploy.stages.finetune import fine_tuned, finetune
 from instatune_deploy.stages.propose import propose_space
 from instatune_deploy.stages.tune import tune
 from instatune_deploy.values.budget import Budget
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import NetworkShape
@@ -50,23 +52,29 @@ CALIBRATION_ROWS = 128
 
 
 class Job:
-    """What the stages of one recipe share. Each stage's result is made when first asked for, or read if it was made."""
+    """What the stages of one recipe share. Each stage's result is made when first asked for, or read if it was made.
 
-    def __init__(self, recipe: Recipe, workspace: Workspace, report: Report) -> None:
-        self.recipe, self.workspace, self.report = recipe, workspace, report
+    Args:
+        executor: where sub-networks are evaluated and targets measured.
+    """
+
+    def __init__(self, recipe: Recipe, workspace: Workspace, report: Report, executor: Executor = LOCAL) -> None:
+        self.recipe, self.workspace, self.report, self.executor = recipe, workspace, report, executor
         self._tables: dict[str, list[LatencyTable]] = {}
+        #: Where networks are run in the deployments that are searched for.
+        self._sites: dict[Deployment, Site] = {}
 
     # -- inputs ---------------------------------------------------------------------------------------------------
 
     def target(self, name: str) -> Target:
-        """The target called `name`; one that this machine cannot serve only where foreign tables will do.
+        """The target called `name`; one that its site cannot serve only where foreign tables will do.
 
         Raises:
             UnknownNameError, TargetError: there is none, or it will not do.
         """
         target = find_target(name, data_directories("targets"))
         if not self.recipe.profile.foreign_tables:
-            check_target(target, detect())
+            self.executor.site(target).check(target)
         return target
 
     def check(self) -> list[Target]:
@@ -222,11 +230,11 @@ class Job:
         return self.supernet.shape(self.recipe.data.sequence_length)
 
     def tables(self, target: Target) -> list[LatencyTable]:
-        """A latency table for each deployment of `target` that this machine can run, found or measured now; with foreign
+        """A latency table for each deployment of `target` that its site can run, found or measured now; with foreign
         tables, also for those that it cannot run, where there is one.
 
         Raises:
-            TargetError: there is no table of a target that this machine cannot serve.
+            TargetError: there is no table of a target that its site cannot serve.
         """
         if target.name not in self._tables:
             self._tables[target.name] = self._tables_of(target, self.supernet.model, self.supernet.space)
@@ -235,11 +243,12 @@ class Job:
     def _tables_of(self, target: Target, model: PreTrainedModel, space: SearchSpace) -> list[LatencyTable]:
         """As `tables`, for networks of the sizes of `model` and the choices of `space`."""
         # A prober of its own, for the files that one has made go with its target: hundreds of MB, needed by no one else.
+        prober = self._prober(model, space)
         tables = target_tables(
-            target, self._prober(model, space), self.recipe.profile, self.workspace.path("tables"),
-            seed=self.recipe.seed, report=self.report,
+            target, prober, self.recipe.profile, self.workspace.path("tables"),
+            seed=self.recipe.seed, report=self.report, site=self.executor.site(target),
         )  # fmt: skip
-        shutil.rmtree(self.workspace.path(".probes"), ignore_errors=True)
+        prober.clear()
         return tables
 
     @cached_property
@@ -248,7 +257,7 @@ class Job:
         return self._prober(self.supernet.model, self.supernet.space)
 
     def _prober(self, model: PreTrainedModel, space: SearchSpace) -> Prober:
-        return Prober(
+        return self.executor.prober(
             model, space, self.recipe.data.sequence_length, self.workspace.path(".probes"), self.report,
             seed=self.recipe.seed,
         )  # fmt: skip
@@ -265,7 +274,8 @@ class Job:
             self.workspace.mark_done("evaluations", key, [path])
         return Evaluator(
             self.supernet, self.data.search, self.processor, metric=self.recipe.metric, path=path,
-            beside=self.supernet.full, report=self.report,
+            beside=self.supernet.full, compute=self.executor.compute(self.supernet, self.processor.head.outputs),
+            report=self.report,
         )  # fmt: skip
 
     @cached_property
@@ -273,7 +283,7 @@ class Job:
         """Measures sub-networks on the search split in other precisions than fp32, into the same file."""
         return DeployedEvaluator(
             self.supernet, self.data.search, self.processor, metric=self.recipe.metric, path=self.evaluator.path,
-            calibration=lambda: self.calibration, report=self.report,
+            calibration=lambda: self.calibration, site_of=self._sites.__getitem__, report=self.report,
         )  # fmt: skip
 
     @cached_property
@@ -311,13 +321,16 @@ class Job:
                 found[target.name] = kept
         asked = {target.name: target for target in targets}
         missing = [name for name in asked if name not in found]
-        machine = detect()
         groups = fronts.groups(missing) if evaluate else [missing]
         for group in groups if missing else []:
             members = [asked[name] if name in asked else self.target(name) for name in group]
             goals = [fronts.goal(self.tables(member), elsewhere) for member in members]
-            usable = [deployment for member in members for deployment in usable_deployments(member, machine)[0]]
-            found |= fronts.search(goals, self.evaluator, self.deployed_evaluator, usable, evaluate=evaluate)
+            usable = dict[Deployment, Site]()
+            for member in members:
+                site = self.executor.site(member)
+                usable |= dict.fromkeys(site.usable(member)[0], site)
+            self._sites |= usable
+            found |= fronts.search(goals, self.evaluator, self.deployed_evaluator, list(usable), evaluate=evaluate)
         return {target.name: found[target.name] for target in targets}
 
     def _elsewhere(self, places: Sequence[str]) -> dict[str, LatencyTable]:

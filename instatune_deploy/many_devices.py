@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from instatune_deploy.device.fingerprint import check_target, detect
 from instatune_deploy.errors import InfeasibleBudgetError, TargetError, UsageError
 from instatune_deploy.exporting import full_metric
 from instatune_deploy.job import Job
@@ -93,7 +92,7 @@ def _row(
     front = job.search([target], evaluate=False)[target.name]
     why = "as asked for, nothing was exported" if not export else None
     try:
-        check_target(target, detect())
+        job.executor.site(target).check(target)
     except TargetError as error:
         why = f"{error}; measured where it can be served"
     costs = Costs(job.supernet.space, job.shape, job.tables(target), job.recipe.percentile)

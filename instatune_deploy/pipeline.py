@@ -10,9 +10,9 @@ from pathlib import Path
 
 import yaml
 
-from instatune_deploy.device.fingerprint import check_target, detect
 from instatune_deploy.elastic.processes import is_main_process, process_count
 from instatune_deploy.errors import InfeasibleBudgetError, PrecisionLossError, RecipeError, UsageError
+from instatune_deploy.executor import LOCAL, Executor
 from instatune_deploy.exporting import FullNetwork, confirm_beside, export_network, measured_value
 from instatune_deploy.job import Job, Report
 from instatune_deploy.planning.steps import Step, plan_steps
@@ -43,10 +43,12 @@ def run(
     report: Report,
     *,
     planned: Callable[[Job, Sequence[Step]], None] | None = None,
+    executor: Executor = LOCAL,
 ) -> list[Selection]:
     """Everything a recipe asks for, from the pre-trained model to verified artifacts; what `workspace` holds is reused.
 
     Args:
+        executor: where sub-networks are evaluated and targets measured.
         planned: is told the stages before the first begins.
 
     Raises:
@@ -57,7 +59,7 @@ def run(
         raise UsageError(
             "run is for one process: launch `instatune-deploy finetune` with several, then call run once, which goes on"
         )
-    job, steps = _begin(recipe, workspace, report)
+    job, steps = _begin(recipe, workspace, report, executor)
     if planned is not None:
         planned(job, steps)
     stages = _Stages(steps, report)
@@ -85,12 +87,12 @@ def start_job(recipe: Recipe, workspace: Workspace, report: Report) -> Job:
     Raises:
         UsageError: something does not fit, or another process works on it; then nothing was written.
     """
-    return _begin(recipe, workspace, report)[0]
+    return _begin(recipe, workspace, report, LOCAL)[0]
 
 
-def _begin(recipe: Recipe, workspace: Workspace, report: Report) -> tuple[Job, list[Step]]:
+def _begin(recipe: Recipe, workspace: Workspace, report: Report, executor: Executor) -> tuple[Job, list[Step]]:
     """See `start_job`; with the stages as they were before the first begins."""
-    job = Job(recipe, workspace, report)
+    job = Job(recipe, workspace, report, executor)
     job.check()
     steps = plan_steps(job)
     for step in steps:
@@ -116,8 +118,8 @@ class _Stages:
                 return
 
 
-def open_run(directory: Path, report: Report) -> Job:
-    """The job whose run directory is `directory`.
+def open_run(directory: Path, report: Report, executor: Executor = LOCAL) -> Job:
+    """The job whose run directory is `directory`, its work done by `executor`.
 
     Raises:
         RecipeError: its recipe is missing or damaged.
@@ -127,7 +129,7 @@ def open_run(directory: Path, report: Report) -> Job:
             f"{directory}: its {RECIPE_FILE} is gone; `instatune-deploy run RECIPE --out {directory}` writes it anew and reuses "
             "the rest"
         )
-    return Job(read_recipe(directory / RECIPE_FILE), Workspace(directory), report)
+    return Job(read_recipe(directory / RECIPE_FILE), Workspace(directory), report, executor)
 
 
 def select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Selection:
@@ -136,12 +138,12 @@ def select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sele
     Those that are predicted to keep it even at the upper end of their latency's interval are tried first.
 
     Raises:
-        TargetError: this machine cannot serve the target, so that nothing can be measured.
+        TargetError: the target's machine cannot serve it, so that nothing can be measured.
         UsageError: the budget is on the latency in another place, which is not measured here; or another process works
             on the run.
         InfeasibleBudgetError: none does; names the nearest three.
     """
-    check_target(target, detect())
+    job.executor.site(target).check(target)
     with job.workspace.locked():
         return _select(job, target, front, budget)
 
@@ -243,7 +245,7 @@ def try_candidate(
         job, target, candidate.architecture, deployment, draft, candidate.predicted,
         tune_epochs=job.recipe.tune_epochs, max_drop=job.recipe.max_drop,
     )  # fmt: skip
-    confirmation = confirm_beside(job, artifact, reference.file(deployment), deployment)
+    confirmation = confirm_beside(job, target, artifact, reference.file(deployment), deployment)
     measured, beside_ms = confirmation.measured, confirmation.reference.percentile_ms(percentile)
     # A share is held against the full network as it ran in the same rounds, where both run alike.
     alike = deployment == reference.artifact.manifest.deployment

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
-from instatune_deploy.device.fingerprint import check_target, detect, runtime_versions, usable_deployments
 from instatune_deploy.device.probes import ProbeFiles
 from instatune_deploy.device.samples import Samples
 from instatune_deploy.device.settings import TimingSettings
+from instatune_deploy.device.site import HERE, Site
 from instatune_deploy.elastic.pretrained import load_config, space_for
 from instatune_deploy.elastic.probing import longest_text, probing_supernet, random_model, synthetic_inputs
 from instatune_deploy.elastic.shapes import model_shape
@@ -52,6 +52,7 @@ class Prober:
         self.space, self.report, self.seed = space, report, seed
         self.config, self.tokens, self.shape = model.config, tokens, model_shape(model, tokens)
         examples = {name: torch.from_numpy(array) for name, array in self._inputs(2).items()}
+        self.root = directory
         self.directory = directory / content_key(self.shape.signature, space.to_dict())
         self.files = ProbeFiles(probing_supernet(model, space).extract, examples, self.directory, space)
 
@@ -61,6 +62,10 @@ class Prober:
 
     def _inputs(self, batch: int) -> dict[str, np.ndarray]:
         return synthetic_inputs(self.config, self.tokens, batch, seed=self.seed)
+
+    def clear(self) -> None:
+        """Remove the networks' files: not where measuring was interrupted, for it then goes on from there."""
+        shutil.rmtree(self.root, ignore_errors=True)
 
     def plan(self, settings: ProfileSection, *, seed: int) -> Plan:
         """What is measured for a table."""
@@ -97,41 +102,43 @@ class Prober:
 
 
 def look_up(
-    target: Target, deployment: Deployment, shape: NetworkShape, space: SearchSpace, settings: ProfileSection, out: Path
-) -> tuple[LatencyTable | None, list[str]]:
+    target: Target, deployment: Deployment, shape: NetworkShape, space: SearchSpace, settings: ProfileSection, out: Path,
+    site: Site = HERE,
+) -> tuple[LatencyTable | None, list[str]]:  # fmt: skip
     """The latency table for networks of `shape` that covers `space`, and lines about those passed over; see `find_table`.
 
     Args:
         out: directory of tables, to look in before others.
+        site: the machine that it must be of.
     """
     return find_table(
         target.name, shape.signature, deployment, space, data_directories("latency_tables", out),
-        machine=detect(), versions=runtime_versions(), foreign=settings.foreign_tables,
+        machine=site.machine(), versions=site.versions(), foreign=settings.foreign_tables,
     )  # fmt: skip
 
 
 def target_tables(
-    target: Target, prober: Prober, settings: ProfileSection, out: Path, *, seed: int, report: Report
+    target: Target, prober: Prober, settings: ProfileSection, out: Path, *, seed: int, report: Report, site: Site = HERE
 ) -> list[LatencyTable]:
-    """A table that covers the prober's space for each deployment of `target` that this machine can run, found or
-    measured now; with foreign tables, also for those that it cannot run, where there is one.
+    """A table that covers the prober's space for each deployment of `target` that `site` can run, found or measured now
+    by the prober, which must measure there; with foreign tables, also for those that it cannot run, where there is one.
 
     Args:
         out: directory of tables, to look in before others and to write to.
 
     Raises:
-        TargetError: there is no table of a target that this machine cannot serve.
+        TargetError: there is no table of a target that `site` cannot serve.
     """
 
     def find(deployment: Deployment) -> LatencyTable | None:
-        table, lines = look_up(target, deployment, prober.shape, prober.space, settings, out)
+        table, lines = look_up(target, deployment, prober.shape, prober.space, settings, out, site)
         for line in [*lines, *([describe_table(table)] if table is not None else [])]:
             report(line)
         return table
 
-    usable, left_out = usable_deployments(target, detect())
+    usable, left_out = site.usable(target)
     try:
-        check_target(target, detect())
+        site.check(target)
     except TargetError as error:
         usable, left_out = [], [str(error)]
     for line in left_out:
@@ -227,32 +234,34 @@ def text_tokens(wanted: Subject, asked: int | None, target: Target) -> int:
 
 def profile_model(
     target_name: str, model: str | None, space_name: str | None, sequence_length: int | None, settings: ProfileSection,
-    out: Path, *, seed: int, report: Report,
+    out: Path, *, seed: int, report: Report, site: Site = HERE, prober_of: type[Prober] | Callable[..., Prober] = Prober,
 ) -> list[LatencyTable]:  # fmt: skip
-    """Measure and write a table for each deployment of a target that this machine can run.
+    """Measure and write a table for each deployment of a target that `site`, by default this machine, can run.
 
     Each table is written to `out` as soon as it is measured; one that was there is replaced only then.
+
+    Args:
+        prober_of: makes the `Prober`, which must measure at `site`.
 
     Raises:
         UsageError: target, model or space are unknown or do not fit.
         MeasurementError: measuring failed.
     """
     target = find_target(target_name, data_directories("targets"))
-    check_target(target, detect())
+    site.check(target)
     wanted = subject(model, space_name, Path())
     tokens = text_tokens(wanted, sequence_length, target)
-    usable, left_out = usable_deployments(target, detect())
+    usable, left_out = site.usable(target)
     for line in left_out:
         report(line)
     probes = out / ".probes"
-    prober = Prober(random_model(wanted.config), wanted.space, tokens, probes, report, seed=seed)
+    prober = prober_of(random_model(wanted.config), wanted.space, tokens, probes, report, seed=seed)
     report(f"profiling {wanted.what}, signature {prober.shape.signature}, on {target.name}")
     tables = []
     for deployment in usable:
         tables.append(prober.table(target, deployment, settings, out, seed=seed))
         report(describe_table(tables[-1]))
-    # Not where it was interrupted: the same command then goes on from here.
-    shutil.rmtree(probes, ignore_errors=True)
+    prober.clear()
     return tables
 
 

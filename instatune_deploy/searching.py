@@ -84,7 +84,7 @@ class Fronts:
 
         Args:
             deployed: evaluates networks in other precisions than fp32.
-            deployments: those of the goals that this machine can run.
+            deployments: those of the goals that can be run.
             evaluate: whether networks may be evaluated, where it is these goals' search that does so.
         """
         names = [goal.costs.target for goal in goals]

@@ -39,15 +39,17 @@ class SharedPrefixes:
         architectures: the sub-networks.
         dtype: matrix products are computed in it (by PyTorch's autocast), everything else in fp32. The elastic
             parameters are then cast once, for all sub-networks.
+        first: the batch by which it is found which positions the task head reads; None: the first one that is run.
 
     Raises:
         ArchitectureError: an architecture is neither in the space nor the full network.
     """
 
     def __init__(
-        self, supernet: Supernet, architectures: Sequence[Architecture], *, dtype: torch.dtype | None = None
-    ) -> None:
-        self.supernet, self.dtype = supernet, dtype
+        self, supernet: Supernet, architectures: Sequence[Architecture], *, dtype: torch.dtype | None = None,
+        first: Mapping[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        self.supernet, self.dtype, self._first = supernet, dtype, first
         self._kept: list[list[Kept]] = [supernet.kept(architecture) for architecture in architectures]
         self._statistics = [supernet.statistics(architecture) for architecture in architectures]
         self._walk = sorted(range(len(self._kept)), key=self._kept.__getitem__)
@@ -72,7 +74,8 @@ class SharedPrefixes:
             batch: the model's inputs by name, such as `input_ids` of shape (samples, tokens).
         """
         if self._positions is None:
-            self._positions = positions_read(self.supernet, batch) if self.supernet.map.additive else 0
+            first = batch if self._first is None else self._first
+            self._positions = positions_read(self.supernet, first) if self.supernet.map.additive else 0
         with torch.inference_mode(), torch.autocast(
             self.supernet.model.device.type, dtype=self.dtype, enabled=self.dtype is not None
         ):  # fmt: skip

@@ -49,6 +49,11 @@ class Calibration:
         self._make, self._batches = batches, list[Mapping[str, Tensor]]()
         self._known: dict[tuple[Kept, ...], list[Statistics]] = {}
 
+    def batches(self) -> Sequence[Mapping[str, Tensor]]:
+        """What is measured on."""
+        self._batches = self._batches or list(self._make())
+        return self._batches
+
     def forget(self) -> None:
         """Measure anew whatever is asked for from now on."""
         self._known.clear()
@@ -66,7 +71,7 @@ class Calibration:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _measure(self, supernet: Supernet, kept: Sequence[Kept]) -> list[Statistics]:
-        self._batches = self._batches or list(self._make())
+        batches = self.batches()
         found = [_unset(supernet.layers[index], supernet.layer_views(index, choice)) for index, choice in kept]
         layers = [
             (index, supernet.sliced(index, choice, statistics=own))
@@ -74,7 +79,7 @@ class Calibration:
         ]
         norms = [norm for index, _ in kept for norm in batch_norms(supernet.layers[index])]
         with supernet.running(layers), measuring(norms):
-            for batch in self._batches:
+            for batch in batches:
                 supernet.model(**{name: tensor.to(supernet.model.device) for name, tensor in batch.items()})
         return found
 

@@ -113,6 +113,10 @@ class Supernet(nn.Module):
         self._calibration = Calibration(batches) if batch_norms(self.model) else None
         return self
 
+    def calibration_batches(self) -> Sequence[Mapping[str, Tensor]] | None:
+        """What `calibrate` was given, where it is needed."""
+        return None if self._calibration is None else self._calibration.batches()
+
     def statistics(self, architecture: Architecture) -> list[Statistics]:
         """For each layer of a sub-network what its batch norms keep, by buffers' names below it; empty while training, and
         where there are no rows to measure on."""

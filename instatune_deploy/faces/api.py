@@ -13,7 +13,9 @@ from instatune_deploy.device.lowering.onnx import OPSET
 from instatune_deploy.elastic.standard import elastic_trainer
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import UnknownNameError
+from instatune_deploy.executor import Executor
 from instatune_deploy.exporting import confirmed, export_network
+from instatune_deploy.faces.executors import executor_of
 from instatune_deploy.job import Job
 from instatune_deploy.profiling import profile_model
 from instatune_deploy.stages.export import Artifact
@@ -61,19 +63,24 @@ class Run:
 
     Args:
         directory: what `run` made.
+        ray: a Ray cluster to work on: ``auto``, or ``HOST:PORT`` of its head; None: this machine.
         report: is told what is going on, line by line; default: the logger ``instatune_deploy``, level INFO.
 
     Raises:
         RecipeError: it is no run, or its recipe is damaged.
     """
 
-    def __init__(self, directory: str | Path, *, report: Report = _log) -> None:
-        self.directory, self._report = Path(directory), report
-        self.recipe = self._job().recipe
+    def __init__(self, directory: str | Path, *, ray: str | None = None, report: Report = _log) -> None:
+        self.directory, self._report, self._ray = Path(directory), report, ray
+        self.recipe = pipeline.open_run(self.directory, report).recipe
+
+    @cached_property
+    def _executor(self) -> Executor:
+        return executor_of(self._ray, self._report)
 
     def _job(self, **changes: Any) -> Job:
         """A job of this run, with the changes to its recipe that are not None."""
-        job = pipeline.open_run(self.directory, self._report)
+        job = pipeline.open_run(self.directory, self._report, self._executor)
         job.recipe = job.recipe.model_copy(update={key: value for key, value in changes.items() if value is not None})
         return job
 
@@ -152,18 +159,19 @@ class Run:
         made = export_network(
             job, wanted, network, chosen, Path(out), None, max_drop=job.recipe.max_drop, opset=opset
         )  # fmt: skip
-        return confirmed(job, made) if confirm else made
+        return confirmed(job, wanted, made) if confirm else made
 
 
 def run(
-    recipe: str | Path | Mapping[str, Any] | Recipe, directory: str | Path | None = None, *, report: Report = _log
-) -> Run:
+    recipe: str | Path | Mapping[str, Any] | Recipe, directory: str | Path | None = None, *, ray: str | None = None,
+    report: Report = _log,
+) -> Run:  # fmt: skip
     """Do all a recipe asks for: fine-tune, profile, search, select, export, confirm; what was done before is reused.
 
     Args:
         recipe: a YAML file, or its keys.
         directory: the run's; default: ``runs/<recipe's name>``.
-        report: see `Run`.
+        ray, report: see `Run`.
 
     Returns:
         The run; `Run.select` then gives what was selected, without measuring it again.
@@ -177,13 +185,13 @@ def run(
     else:
         checked = recipe if isinstance(recipe, Recipe) else check_recipe(dict(recipe), "recipe")
     home = Path(directory or Path("runs") / checked.name)
-    pipeline.run(checked, Workspace(home), report)
-    return Run(home, report=report)
+    pipeline.run(checked, Workspace(home), report, executor=executor_of(ray, report))
+    return Run(home, ray=ray, report=report)
 
 
-def open_run(directory: str | Path, *, report: Report = _log) -> Run:
+def open_run(directory: str | Path, *, ray: str | None = None, report: Report = _log) -> Run:
     """The run in a directory; see `Run`."""
-    return Run(directory, report=report)
+    return Run(directory, ray=ray, report=report)
 
 
 def profile(

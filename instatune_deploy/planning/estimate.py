@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from instatune_deploy.device.fingerprint import detect, usable_deployments
 from instatune_deploy.elastic.subnetwork import full_architecture
 from instatune_deploy.job import Job
 from instatune_deploy.planning.measuring import Speed, measure_speed
@@ -161,10 +160,11 @@ class _Costs:
         evaluated_s = left * most * (samples * self.speed.sample_s * self.speed.mean_share + SEARCH_S)
         if search.minutes is not None:
             evaluated_s = min(evaluated_s, 60 * search.minutes)
+        targets = [self.job.target(name) for name in self.recipe.targets]
         precisions = {
             d.arithmetic
-            for name in self.recipe.targets
-            for d in usable_deployments(self.job.target(name), detect())[0]
+            for target in targets
+            for d in self.job.executor.site(target).usable(target)[0]
             if d.precision != "fp32"
         }
         deployed_s = self.export_s + samples * self.speed.sample_s * self.speed.mean_share

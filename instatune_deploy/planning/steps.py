@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from instatune_deploy.device.fingerprint import detect, usable_deployments
 from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.job import Job
 from instatune_deploy.profiling import look_up
@@ -162,13 +161,14 @@ class _AfterTraining:
         """A step for each deployment, and the tables if all of them are there."""
         steps, tables = [], list[LatencyTable]()
         profile = self.job.recipe.profile
-        usable = usable_deployments(target, detect())[0]
+        site = self.job.executor.site(target)
+        usable = site.usable(target)[0]
         others = [d for d in target.deployments if d not in usable] if profile.foreign_tables else []
         for deployment in (*usable, *others):
             name = f"table of {target.name}/{deployment.name}"
             what = f"measure it, {1.5 * profile.seconds:g} s at most"
             table, lines = look_up(
-                target, deployment, self.shape, self.space, profile, self.job.workspace.path("tables")
+                target, deployment, self.shape, self.space, profile, self.job.workspace.path("tables"), site
             )
             if table is not None:
                 why = f"it was measured {table.date[:10]} for these shapes and choices"

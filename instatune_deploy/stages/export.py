@@ -89,7 +89,7 @@ def export(
         for how in files.values():
             write_file(network, tensors, draft, how, calibration)
         if empty:
-            network.to("meta")
+            torch.nn.Module.to(network, "meta")
             give_back_memory()
         kept: tuple[str, ...] = ()
         if gate is not None and deployment.precision == "int8":

@@ -28,8 +28,10 @@ FLOORS = {
     "deployed": 4,
     "profiling": 4,
     "repositories": 4,
+    "executor": 5,
     "fleets": 5,
     "searching": 5,
+    "cluster": 6,
     "kit": 6,
     "serving": 6,
     "job": 6,
@@ -46,6 +48,7 @@ ALLOWED = {("data", "values"), ("errors", ""), ("", "faces")}
 DOORS = {
     "pymoo": {"stages.search"},
     "lightgbm": {"stages.predict", "stages.profile"},
+    "ray": {"cluster"},
 }
 #: transformers and nncf import torch.
 NOT_IN_VALUES = {"torch", "torchvision", "onnx", "onnxruntime", "openvino", "transformers", "nncf", "optimum"}

@@ -38,6 +38,13 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything,
 RunOption = Annotated[
     Path | None, typer.Option("--run", help="Run directory; default: this directory, or the only one in ./runs.")
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        help="Evaluate on a Ray cluster and measure targets on the nodes that offer them: auto, or the HOST:PORT of its head.",
+    ),
+]
 #: Options of every verb.
 _FLAGS = ("--debug", "--quiet")
 _quiet = False

@@ -85,7 +85,7 @@ def export(
         fixed=_fixed_sizes(job, chosen, fixed_length, batch=fixed_batch),
     )
     if confirm:
-        artifact = confirmed(job, artifact)
+        artifact = confirmed(job, wanted, artifact)
     measured = artifact.manifest.measured
     found = {"artifact": str(out), "architecture": str(network), "macs": artifact.manifest.macs}
     if as_json:

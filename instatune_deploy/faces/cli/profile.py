@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from instatune_deploy.errors import UsageError
-from instatune_deploy.faces.cli.app import JsonOption, app, emit, progress
+from instatune_deploy.faces.cli.app import JsonOption, RayOption, app, emit, progress
 
 if TYPE_CHECKING:
     from instatune_deploy.values.latency import LatencyTable
@@ -48,6 +48,7 @@ def profile(
     pack: PackOption = None,
     import_: ImportOption = None,
     refit: RefitOption = None,
+    ray: RayOption = None,
     seed: int = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,7 +61,11 @@ def profile(
 
     Example: instatune-deploy profile --target cpu-avx512
     """
-    given = [name for name, value in (("--pack", pack), ("--import", import_), ("--refit", refit)) if value is not None]
+    given = [
+        name
+        for name, value in (("--pack", pack), ("--import", import_), ("--refit", refit), ("--ray", ray))
+        if value is not None
+    ]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} exclude each other: give one")
     if import_ is not None or refit is not None:
@@ -85,9 +90,18 @@ def profile(
 
     settings = ProfileSection(heldout=heldout, seconds=seconds, wait_seconds=wait_seconds, spare_probes=spare_probes)
     if pack is None:
+        from instatune_deploy.faces.executors import executor_of
         from instatune_deploy.profiling import profile_model
+        from instatune_deploy.values.target import find_target
+        from instatune_deploy.workspace import data_directories
 
-        tables = profile_model(target, model, space, sequence_length, settings, out, seed=seed, report=progress())
+        lines = progress()
+        place = executor_of(ray, lines)
+        site = place.site(find_target(target, data_directories("targets")))
+        tables = profile_model(
+            target, model, space, sequence_length, settings, out, seed=seed, report=lines, site=site,
+            prober_of=place.prober,
+        )  # fmt: skip
         _print_tables(tables, [out / table.file_name for table in tables], as_json=as_json)
         return
     from instatune_deploy.kit import pack as pack_kit

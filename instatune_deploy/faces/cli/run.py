@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from instatune_deploy.faces.cli.app import DryRunOption, JsonOption, app, emit, end_progress, progress
+from instatune_deploy.faces.cli.app import (
+    DryRunOption,
+    JsonOption,
+    RayOption,
+    app,
+    emit,
+    end_progress,
+    progress,
+)
 
 if TYPE_CHECKING:
     from instatune_deploy.job import Job
@@ -36,6 +44,7 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
     out: Annotated[Path | None, typer.Option("--out", help="Run directory; default: runs/<recipe's name>.")] = None,
     foreign_tables: ForeignTablesOption = False,
+    ray: RayOption = None,
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -51,6 +60,7 @@ def run(
     directory = out or Path("runs") / checked.name
 
     from instatune_deploy import pipeline
+    from instatune_deploy.faces.executors import executor_of
     from instatune_deploy.faces.tables import print_selections
     from instatune_deploy.job import Job
     from instatune_deploy.workspace import Workspace
@@ -59,7 +69,8 @@ def run(
     if dry_run:
         from instatune_deploy.planning.estimate import make_plan
 
-        job = Job(checked, workspace, progress())
+        lines = progress()
+        job = Job(checked, workspace, lines, executor_of(ray, lines))
         job.check()
         plan = make_plan(job)
         emit({"run": str(directory), **plan.to_dict()}) if as_json else typer.echo("\n".join(plan.lines))
@@ -76,7 +87,7 @@ def run(
         lines(plan.lines[-1])
         lines.expect({found.step.name: found.seconds for found in plan.steps if found.step.state != "reused"})
 
-    selections = pipeline.run(checked, workspace, lines, planned=expect)
+    selections = pipeline.run(checked, workspace, lines, planned=expect, executor=executor_of(ray, lines))
     end_progress()
     if as_json:
         emit({"run": str(directory), "selections": [selection.to_dict() for selection in selections]})

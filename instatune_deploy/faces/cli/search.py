@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from instatune_deploy.faces.cli.app import JsonOption, RunOption, app, emit, find_run, progress
+from instatune_deploy.faces.cli.app import JsonOption, RayOption, RunOption, app, emit, find_run, progress
 from instatune_deploy.faces.cli.run import ForeignTablesOption, with_foreign_tables
 
 
@@ -31,6 +31,7 @@ def search(
     ] = False,
     run: RunOption = None,
     foreign_tables: ForeignTablesOption = False,
+    ray: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search a run's super-network for one target or several and print the front of each.
@@ -43,11 +44,13 @@ def search(
     """
     directory = find_run(run)
 
+    from instatune_deploy.faces.executors import executor_of
     from instatune_deploy.faces.tables import print_front
     from instatune_deploy.pipeline import open_run
     from instatune_deploy.searching import read_front
 
-    job = open_run(directory, progress())
+    lines = progress()
+    job = open_run(directory, lines, executor_of(ray, lines))
     recipe = with_foreign_tables(job.recipe, foreign_tables)
     given = {"objectives": objective, "limits": limit}
     changed = recipe.search.model_copy(update={key: value for key, value in given.items() if value})

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from instatune_deploy.errors import UsageError
-from instatune_deploy.faces.cli.app import JsonOption, RunOption, app, emit, find_run, progress
+from instatune_deploy.faces.cli.app import JsonOption, RayOption, RunOption, app, emit, find_run, progress
 from instatune_deploy.faces.cli.run import ForeignTablesOption, with_foreign_tables
 
 if TYPE_CHECKING:
+    from instatune_deploy.executor import Executor
     from instatune_deploy.job import Job
 
 
@@ -46,6 +47,7 @@ def select(
     ] = None,
     run: RunOption = None,
     foreign_tables: ForeignTablesOption = False,
+    ray: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Pick the network of a run that is preferred within a budget, export it and measure that it keeps to it.
@@ -73,10 +75,12 @@ def select(
     check_percentile(percentile)
     directory = find_run(run)
 
+    from instatune_deploy.faces.executors import executor_of
     from instatune_deploy.faces.tables import print_selections
     from instatune_deploy.pipeline import select as select_network
 
-    job = job_to_select(directory, progress(), percentile, foreign_tables, tune_epochs)
+    lines = progress()
+    job = job_to_select(directory, lines, percentile, foreign_tables, tune_epochs, executor_of(ray, lines))
     wanted = job.target(target or next(iter(job.recipe.targets)))
     selection = select_network(job, wanted, job.search([wanted])[wanted.name], budget)
     if as_json:
@@ -99,12 +103,14 @@ def check_percentile(percentile: str | None) -> None:
 
 def job_to_select(
     directory: Path, report: Callable[[str], None], percentile: str | None, foreign_tables: bool,
-    tune_epochs: float | None = None,
+    tune_epochs: float | None = None, executor: Executor | None = None,
 ) -> Job:  # fmt: skip
-    """The job of the run in `directory`, with what is asked for in the place of what its recipe says; None: the recipe's."""
+    """The job of the run in `directory`, with what is asked for in the place of what its recipe says; None: the recipe's,
+    and for `executor` this machine."""
+    from instatune_deploy.executor import LOCAL
     from instatune_deploy.pipeline import open_run
 
-    job = open_run(directory, report)
+    job = open_run(directory, report, executor or LOCAL)
     asked = {"percentile": percentile, "tune_epochs": tune_epochs}
     changes = {key: value for key, value in asked.items() if value is not None}
     job.recipe = with_foreign_tables(job.recipe, foreign_tables).model_copy(update=changes)

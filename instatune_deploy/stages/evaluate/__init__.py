@@ -17,9 +17,9 @@ import numpy as np
 from instatune_deploy.data.dataset import Split
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.elastic.supernet import Supernet
-from instatune_deploy.errors import UsageError
+from instatune_deploy.errors import MeasurementError, UsageError
 from instatune_deploy.stages.evaluate.precision import Precision, PrecisionCheck, choose
-from instatune_deploy.stages.evaluate.runs import Batch, Found, Runs
+from instatune_deploy.stages.evaluate.runs import Batch, Compute, Failed, Found, Runs
 from instatune_deploy.values.evaluations import append_evaluations, read_evaluations
 from instatune_deploy.values.front import Evaluation
 from instatune_deploy.values.racing import LOOKS, Dropped, hopeless, stratified_order
@@ -56,7 +56,9 @@ class Evaluator:
         precision: ``fp32``; ``bf16``, rows in doubt again in fp32; or ``auto``: what the file was computed in, else bf16
             where `precision.choose` finds it faster and as good.
         beside: the network that the outputs of the others are compared with, for `Evaluation.divergence`; None: with none.
-        report: is told which lines of the file are passed over, and why values are computed in what they are.
+        compute: where sub-networks are run; None: here.
+        report: is told which lines of the file are passed over, why values are computed in what they are, and which
+            sub-networks could not be evaluated.
 
     Raises:
         UsageError: `path` holds evaluations of another split, metric or arithmetic, or of a newer version.
@@ -64,9 +66,10 @@ class Evaluator:
 
     def __init__(
         self, supernet: Supernet, split: Split, processor: Processor, *, metric: str, path: Path, batch_size: int = 32,
-        precision: Precision = "fp32", beside: Architecture | None = None, report: Report = lambda line: None,
+        precision: Precision = "fp32", beside: Architecture | None = None, compute: Compute | None = None,
+        report: Report = lambda line: None,
     ) -> None:  # fmt: skip
-        self.runs = Runs(supernet, split, processor, batch_size)
+        self.runs = Runs(supernet, split, processor, batch_size, compute)
         self.split, self.metric, self.path, self.report = split, metric, path, report
         self.beside = beside
         self.known: dict[Architecture, Evaluation] = {}
@@ -102,12 +105,29 @@ class Evaluator:
     def __call__(
         self, architectures: Iterable[Architecture], *, report: Report = lambda line: None
     ) -> list[Evaluation]:
-        """An evaluation for each of `architectures`, measured now unless it is known, `CHUNK` at a time."""
+        """An evaluation for each of `architectures`, measured now unless it is known, `CHUNK` at a time.
+
+        One that could not be measured, as may happen on workers elsewhere, has none; why is reported.
+
+        Raises:
+            MeasurementError: none could be measured.
+        """
         wanted = list(architectures)
         progress = _Progress(report)
         for chunk, outputs in self._run([a for a in wanted if a not in self.known], self._batches):
             self._record(chunk, outputs, progress)
-        return [self.known[architecture] for architecture in wanted]
+        return self._of(wanted)
+
+    def _of(self, wanted: Sequence[Architecture]) -> list[Evaluation]:
+        """What is known of each of `wanted`.
+
+        Raises:
+            MeasurementError: nothing of any.
+        """
+        found = [self.known[architecture] for architecture in wanted if architecture in self.known]
+        if wanted and not found:
+            raise MeasurementError(f"none of {len(wanted)} sub-networks could be evaluated; see the lines above")
+        return found
 
     def race(
         self, architectures: Iterable[Architecture], *, keep: int | None = None, floor: float | None = None,
@@ -139,8 +159,11 @@ class Evaluator:
             if not running:
                 break
             for chunk, outputs in self._run(running, self.runs.batches(part)):
-                for architecture, own in zip(chunk, outputs, strict=True):
-                    found[architecture] += own
+                own = dict(self._whole(chunk, outputs))
+                found = {a: [*before, *own.get(a, [])] for a, before in found.items() if a not in chunk or a in own}
+            running = [a for a in running if a in found]
+            if not running:
+                break
             seen = np.concatenate([seen, part])
             hits = {a: self._hits(found[a], seen) for a in running}
             lost = hopeless(
@@ -155,7 +178,8 @@ class Evaluator:
             )
         progress, rest = _Progress(report), self._batches if len(parts) == 1 else self.runs.batches(parts[-1])
         for chunk, outputs in self._run(running, rest):
-            self._record(chunk, [found[a] + own for a, own in zip(chunk, outputs, strict=True)], progress)
+            both = [own if isinstance(own, Failed) else found[a] + own for a, own in zip(chunk, outputs, strict=True)]
+            self._record(chunk, both, progress)
         return Race([self.known[a] for a in wanted if a in self.known], dropped)
 
     @cached_property
@@ -175,22 +199,37 @@ class Evaluator:
         """What the network beside puts out for the whole split."""
         if self.beside is None:
             return None
-        return self.runs.outputs([self.beside], self._batches, self.check.chosen)[0]
+        ((found,),) = self.runs.stream([[self.beside]], self._batches, self.check.chosen)
+        if isinstance(found, Failed):
+            raise MeasurementError(f"{self.beside}, which others are compared with, could not be run: {found.reason}")
+        return found
 
     def _run(
         self, architectures: Sequence[Architecture], batches: Sequence[Batch]
-    ) -> Iterator[tuple[list[Architecture], list[list[Found]]]]:
+    ) -> Iterator[tuple[list[Architecture], list[list[Found] | Failed]]]:
         """`CHUNK` at a time of those that begin alike, as they share most, with what each puts out."""
         different = list(dict.fromkeys(architectures))
         if len(different) > 1:  # one alone may be a network in the place of a super-network, with nothing to order by
             different.sort(key=self.runs.supernet.kept)
-        for start in range(0, len(different), CHUNK):
-            chunk = different[start : start + CHUNK]
-            yield chunk, self.runs.outputs(chunk, batches, self.check.chosen)
+        chunks = [different[start : start + CHUNK] for start in range(0, len(different), CHUNK)]
+        if chunks:
+            yield from zip(chunks, self.runs.stream(chunks, batches, self.check.chosen), strict=True)
 
-    def _record(self, chunk: Sequence[Architecture], outputs: Sequence[list[Found]], progress: _Progress) -> None:
-        """Write down the values of sub-networks that have run on the whole split."""
+    def _whole(
+        self, chunk: Sequence[Architecture], outputs: Sequence[list[Found] | Failed]
+    ) -> Iterator[tuple[Architecture, list[Found]]]:
+        """The sub-networks of a chunk that have outputs, with them; says why the others have none."""
         for architecture, found in zip(chunk, outputs, strict=True):
+            if isinstance(found, Failed):
+                self.report(f"{architecture} was not evaluated: {found.reason}")
+            else:
+                yield architecture, found
+
+    def _record(
+        self, chunk: Sequence[Architecture], outputs: Sequence[list[Found] | Failed], progress: _Progress
+    ) -> None:
+        """Write down the values of sub-networks that have run on the whole split."""
+        for architecture, found in self._whole(chunk, outputs):
             value = self.split.score(self.metric, found)
             divergence = None if self._reference is None else self.split.divergence(found, self._reference)
             if divergence is not None:

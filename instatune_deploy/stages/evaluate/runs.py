@@ -1,10 +1,11 @@
-"""What sub-networks put out for rows of a split, in fp32 or in bf16."""
+"""What sub-networks put out for rows of a split, in fp32 or in bf16; computed here, or wherever a `Compute` does it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -40,15 +41,65 @@ class Arithmetic:
     doubt: float = 0.0
 
 
+@dataclass(frozen=True)
+class Failed:
+    """In the place of a sub-network's outputs: why there are none."""
+
+    reason: str
+
+
+class Compute(Protocol):
+    """Computes what sub-networks put out, somewhere."""
+
+    def __call__(
+        self, chunks: Sequence[Sequence[Architecture]], batches: Sequence[Batch], precision: str
+    ) -> Iterator[list[list[Found] | Failed]]:
+        """For each of `chunks`, in their order and as soon as it is there, what each of its sub-networks puts out.
+
+        Args:
+            chunks: sub-networks that are run together. The same ones together have the same outputs wherever they are run.
+            precision: see `Arithmetic`.
+        """
+        ...
+
+
+def network_outputs(
+    supernet: Supernet, architectures: Sequence[Architecture], batches: Sequence[Batch], precision: str,
+    names: Sequence[str], *, first: Mapping[str, Tensor] | None = None,
+) -> list[list[Found]]:  # fmt: skip
+    """What each of `architectures`, run together, puts out for `batches`.
+
+    Args:
+        names: of the model's outputs that are wanted.
+        first: see `SharedPrefixes`; given where `batches` are some of those that belong together.
+    """
+    run: Callable[..., list[ModelOutput]]
+    if precision == "fp32" and len(architectures) == 1:  # nothing to share
+        run = torch.inference_mode()(partial(supernet, architectures=architectures))
+    else:
+        run = SharedPrefixes(
+            supernet, architectures, dtype=torch.bfloat16 if precision == "bf16" else None, first=first
+        )
+    found: list[list[Found]] = [[] for _ in architectures]
+    for numbers, inputs in batches:
+        for own, output in zip(found, run(inputs), strict=True):
+            own.append((numbers, [output[name].float().cpu().numpy() for name in names]))
+    return found
+
+
 class Runs:
     """Runs sub-networks on rows of one split.
 
     Args:
         batch_size: images a forward pass; texts go by their tokens.
+        compute: where; None: here.
     """
 
-    def __init__(self, supernet: Supernet, split: Split, processor: Processor, batch_size: int) -> None:
+    def __init__(
+        self, supernet: Supernet, split: Split, processor: Processor, batch_size: int, compute: Compute | None = None
+    ) -> None:
         self.supernet, self.split, self.processor, self.batch_size = supernet.eval(), split, processor, batch_size
+        self._compute: Compute = compute or self._here
 
     def batches(self, numbers: np.ndarray | None = None) -> list[Batch]:
         """The rows of the split with these numbers, by default all, on the super-network's device."""
@@ -65,24 +116,31 @@ class Runs:
     def outputs(
         self, architectures: Sequence[Architecture], batches: Sequence[Batch], arithmetic: Arithmetic
     ) -> list[list[Found]]:
-        """What each of `architectures` puts out for `batches`."""
-        run = self._runner(architectures, arithmetic.precision)
-        found: list[list[Found]] = [[] for _ in architectures]
-        for numbers, inputs in batches:
-            for own, output in zip(found, run(inputs), strict=True):
-                own.append((numbers, self._arrays(output)))
+        """What each of `architectures` puts out for `batches`, computed here."""
+        found = network_outputs(
+            self.supernet, architectures, batches, arithmetic.precision, self.split.head.outputs
+        )  # fmt: skip
         if arithmetic.precision == "bf16":
             for architecture, own in zip(architectures, found, strict=True):
                 self._settle(architecture, own, arithmetic.doubt)
         return found
 
-    def _runner(self, architectures: Sequence[Architecture], precision: str) -> Callable[..., list[ModelOutput]]:
-        if precision == "fp32" and len(architectures) == 1:  # nothing to share
-            return torch.inference_mode()(partial(self.supernet, architectures=architectures))
-        return SharedPrefixes(self.supernet, architectures, dtype=torch.bfloat16 if precision == "bf16" else None)
+    def stream(
+        self, chunks: Sequence[Sequence[Architecture]], batches: Sequence[Batch], arithmetic: Arithmetic
+    ) -> Iterator[list[list[Found] | Failed]]:
+        """As `outputs`, for one chunk of sub-networks after the other, wherever that is computed."""
+        computed = self._compute(chunks, batches, arithmetic.precision)
+        for chunk, found in zip(chunks, computed, strict=True):
+            for architecture, own in zip(chunk, found, strict=True):
+                if arithmetic.precision == "bf16" and not isinstance(own, Failed):
+                    self._settle(architecture, own, arithmetic.doubt)
+            yield found
 
-    def _arrays(self, output: ModelOutput) -> list[np.ndarray]:
-        return [output[name].float().cpu().numpy() for name in self.split.head.outputs]
+    def _here(
+        self, chunks: Sequence[Sequence[Architecture]], batches: Sequence[Batch], precision: str
+    ) -> Iterator[list[list[Found] | Failed]]:
+        for chunk in chunks:
+            yield [*network_outputs(self.supernet, chunk, batches, precision, self.split.head.outputs)]
 
     def _settle(self, architecture: Architecture, found: list[Found], doubt: float) -> None:
         """Compute the rows of `found` that are in doubt again, in fp32."""
