@@ -91,13 +91,15 @@ def start_job(recipe: Recipe, workspace: Workspace, report: Report) -> Job:
 
 
 def _begin(recipe: Recipe, workspace: Workspace, report: Report, executor: Executor) -> tuple[Job, list[Step]]:
-    """See `start_job`; with the stages as they were before the first begins."""
+    """See `start_job`; with the stages as they were before the first begins, where this is the main process."""
     job = Job(recipe, workspace, report, executor)
     job.check()
-    steps = plan_steps(job)
-    for step in steps:
-        report(f"plan: {step}")
+    steps: list[Step] = []
     if is_main_process():
+        # One process reads and hashes all inputs; the others of a training that is distributed are told nothing.
+        steps = plan_steps(job)
+        for step in steps:
+            report(f"plan: {step}")
         workspace.begin()
         with workspace.locked():
             write_text(workspace.path(RECIPE_FILE), yaml.safe_dump(recipe.model_dump(), sort_keys=False))

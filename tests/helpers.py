@@ -38,11 +38,14 @@ from transformers import (
 
 from instatune_deploy.data.dataset import TaskData, open_task_data
 from instatune_deploy.data.processor import Processor
+from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.elastic.importance import Importance
 from instatune_deploy.elastic.models.beit3 import Beit3Config, Beit3ForVisualQuestionAnswering
 from instatune_deploy.elastic.pretrained import load_pretrained
+from instatune_deploy.elastic.subnetwork import load_subnetwork
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.faces.cli import main
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.recipe import DataSection, Task
 from instatune_deploy.values.space import SearchSpace
 
@@ -343,3 +346,22 @@ def call_command(directory: Path, *arguments: str) -> Result:
     )
     assert "Traceback" not in found.stderr, found.stderr
     return Result(found.returncode, found.stdout, found.stderr)
+
+
+def call_json(directory: Path, *arguments: object) -> Any:
+    """What `instatune-deploy` prints with ``--json`` in a process of its own, which must end well."""
+    found = call_command(directory, *map(str, arguments), "--json")
+    assert found.code == 0, found.err
+    return found.json
+
+
+def assert_files_compute(artifact: Path, batch: dict[str, np.ndarray]) -> None:
+    """The fp32 files of ONNX Runtime and OpenVINO give what the artifact's own weights give for `batch`."""
+    with torch.inference_mode():
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        expected = load_subnetwork(artifact)(**tensors).logits.numpy()
+    for runtime in map(get_runtime, ("onnxruntime", "openvino")):
+        deployment = Deployment(runtime.name)
+        session = runtime.load(artifact / runtime.model_file(deployment), deployment)
+        assert np.abs(session.run(batch)[0] - expected).max() <= 1e-4
+        session.close()
