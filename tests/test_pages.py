@@ -19,6 +19,7 @@ import yaml
 from datasets import Dataset
 
 from tests.helpers import TARGET, call_main, write_text_data, write_text_model
+from tests.walkthrough import QUICK
 
 ROOT = Path(__file__).parents[1]
 #: Pages in the order in which somebody reads them: what is made on one is used on the next.
@@ -28,15 +29,6 @@ PAGES = [
 ]
 #: Whose verbs have tests of their own, and which are not typed here yet; the commands of a cluster need several machines.
 UNTYPED = [f"docs/{name}.md" for name in ("targets", "artifacts", "serving", "fleet", "cluster")]
-#: What makes a tiny model's job short; nothing that pages say is changed by it.
-QUICK = {
-    "space": {"depths": [1, 2, 3], "heads": [2, 4], "ffn": [16, 64]},
-    "finetune": {
-        "teacher": {"epochs": 5, "learning_rate": 3.0e-3}, "epochs": 2, "learning_rate": 2.0e-3, "importance_rows": 64
-    },
-    "search": {"warm_start": 8, "rounds": 1, "batch": 4, "population": 20, "generations": 5, "deployed": 0},
-    "profile": {"heldout": 2, "seconds": 0.5, "confirm_seconds": 0.5, "wait_seconds": 0},
-}  # fmt: skip
 QUICK_DATA = {"search_rows": 100, "sequence_length": 16}
 #: Appended to a command that would otherwise measure for minutes.
 QUICK_OPTIONS = {

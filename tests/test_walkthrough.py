@@ -1,0 +1,16 @@
+"""A user's way from a model and data to a served artifact."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.walkthrough import TEXTS, walk
+
+
+def test_five_commands_lead_to_a_served_artifact(tmp_path: Path) -> None:
+    pytest.importorskip("mlserver", reason="the extra serve is not installed")
+    typed, answer = walk(tmp_path)
+    assert len(typed) <= 5
+    assert all(command.startswith(("instatune-deploy ", "curl ")) for command in typed)
+    outputs = {output["name"]: output for output in answer["outputs"]}
+    assert outputs["logits"]["shape"] == [len(TEXTS), 2]
