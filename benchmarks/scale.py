@@ -1,7 +1,7 @@
-"""Claim: what one machine does, several do faster, and what is lost on the way is done again.
+"""Claim: what one machine does, several do faster; a fleet of devices costs seconds a device, and an export little memory.
 
-``python -m benchmarks.scale ray`` (`make bench-setup` first) measures the parts named, keeps each in runs/scale, and writes
-results/scale.json with what there is. Both cores must be free: wall-clock times are compared.
+``python -m benchmarks.scale ray fleet export`` (`make bench-setup` first) measures the parts named, keeps each in runs/scale, and
+writes results/scale.json with what there is. Both cores must be free: wall-clock times are compared.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.export_memory import measure
+from benchmarks.fleet_simulation import simulate
 from benchmarks.results import write_result
 from benchmarks.tuning_tasks import SUBJECTS, Material
 from instatune_deploy.cluster import ENVIRONMENT, connect
@@ -33,7 +35,7 @@ from instatune_deploy.workspace import write_json
 RUN = Path("runs/scale")
 SEED = 0
 #: Of the part `ray`: sub-networks evaluated each time, and times that each way is measured, in turns.
-SUBNETWORKS, PASSES = 100, 3
+SUBNETWORKS, PASSES = 30, 3
 #: Seconds after which a worker is killed, while it evaluates.
 KILLED_AFTER_S = 3.0
 Row = dict[str, Any]
@@ -164,8 +166,14 @@ def kill_worker() -> int:
     raise RuntimeError("no worker is evaluating")
 
 
+def _part(found: tuple[list[Row], dict[str, float]]) -> Row:
+    return {"rows": found[0], "figures": found[1]}
+
+
 #: By name; each gives `rows` and `figures`.
-PARTS: dict[str, Callable[[], Row]] = {"ray": ray_part}
+PARTS: dict[str, Callable[[], Row]] = {
+    "ray": ray_part, "fleet": lambda: _part(simulate(RUN / "fleet")), "export": lambda: _part(measure(RUN / "export")),
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -180,7 +188,9 @@ def main(arguments: Sequence[str]) -> int:
     figures = {name: value for part in kept for name, value in part["figures"].items()}
     claim = (
         "Two workers of a Ray cluster on two cores evaluate at least 1.7 times as fast as one, one worker costs under 10% more "
-        "time than no Ray, the files are the same to the bit, and a killed worker loses no evaluation."
+        "time than no Ray, the files are the same to the bit, and a killed worker loses no evaluation. A matrix of 200 targets and 5 "
+        "budgets takes under 10 minutes without exporting, growing linearly; exporting a sub-network of a BERT-large-sized "
+        "super-network takes at most 1.3 times its size and 1 GB of memory."
     )
     print(write_result("scale", claim, figures, rows))
     return 0
