@@ -204,7 +204,9 @@ class Job:
         settings = self.recipe.finetune.model_copy(update={"epochs": epochs})
         path = self.workspace.path("teacher")
         teacher = (
-            type(self.supernet.model).from_pretrained(path) if path.is_dir() else copy.deepcopy(self.supernet.model)
+            type(self.supernet.model).from_pretrained(path, use_safetensors=True)
+            if path.is_dir()
+            else copy.deepcopy(self.supernet.model)
         )
         return tune(
             self.supernet, architecture, teacher, settings, self.data, self.processor, self.workspace,

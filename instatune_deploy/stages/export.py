@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from instatune_deploy.data.heads.base import Head
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.fingerprint import runtime_versions
+from instatune_deploy.device.lowering.external import check_external
 from instatune_deploy.device.lowering.gate import Gate, hold
 from instatune_deploy.device.lowering.onnx import OPSET, export_onnx
 from instatune_deploy.device.lowering.torch import export_torch
@@ -193,8 +194,12 @@ def open_artifact(directory: Path) -> Artifact:
     """The artifact in `directory`, its files checked against their hashes.
 
     Raises:
-        ArtifactError: it is not one, or a file was changed.
+        ArtifactError: it is not one, a file was changed, or an ONNX file has weights outside of it.
     """
     manifest = Manifest.read(directory)
     manifest.verify(directory)
+    for name in manifest.files:
+        if name.endswith(".onnx"):
+            path = directory / name
+            check_external(path, {file.name for file in path.parent.iterdir()})
     return Artifact(directory, manifest)

@@ -10,6 +10,7 @@ import pydantic
 
 from instatune_deploy.errors import ArtifactError
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.documents import adapter, parse_json
 from instatune_deploy.values.faults import read_file
 from instatune_deploy.values.fixed import FixedSizes
 from instatune_deploy.values.front import Measured, Predicted
@@ -78,15 +79,19 @@ class Manifest:
                 f"{directory} is not an artifact, for {directory / MANIFEST_NAME} is missing: `instatune-deploy select` and "
                 "`export` make those"
             )
-        adapter = pydantic.TypeAdapter(Manifest)
-        return read_file(directory / MANIFEST_NAME, lambda text: adapter.validate_python(json.loads(text)))
+        return read_file(directory / MANIFEST_NAME, lambda text: adapter(Manifest).validate_python(parse_json(text)))
 
     def verify(self, directory: Path) -> None:
-        """Check that `directory` holds exactly the manifest's files, byte for byte.
+        """Check that `directory` holds exactly the manifest's files, byte for byte, and all of them itself.
 
         Raises:
-            ArtifactError: a file is missing, added or changed; names it.
+            ArtifactError: a file is missing, added or changed, or is a link, which may lead elsewhere later; names it.
         """
+        links = sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_symlink())
+        if links:
+            raise ArtifactError(
+                f"{directory / links[0]}: is a link, and an artifact's files are its own: copy it with `cp -rL`"
+            )
         found = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()} - {MANIFEST_NAME}
         if found != self.files.keys():
             odd = sorted(found ^ self.files.keys())
