@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def export(
     network: PreTrainedModel, architecture: Architecture, deployment: Deployment, shape: NetworkShape,
     processor: Processor, samples: dict[str, np.ndarray], calibration: Sequence[dict[str, np.ndarray]],
     directory: Path, *, target: str, metric: str, predicted: Predicted | None, gate: Gate | None = None,
-    opset: int = OPSET, fixed: FixedSizes | None = None,
+    opset: int = OPSET, fixed: FixedSizes | None = None, made_from: Mapping[str, str] | None = None,
 ) -> Artifact:  # fmt: skip
     """Write the artifact of a sub-network; `directory` appears only when every file was checked.
 
@@ -69,6 +69,7 @@ def export(
         directory: the artifact; replaced if it exists.
         gate: what an int8 file may lose; None: whatever it does.
         opset: ONNX operator set, see `export_onnx`.
+        made_from: what the network was made from, by name, for the manifest.
         fixed: sizes that every call of the files will have; `samples` and `calibration` may have others. None: any.
 
     Raises:
@@ -100,7 +101,7 @@ def export(
             macs=count_macs(shape, architecture), parameters=count_parameters(shape, architecture),
             parity=parity, predicted=predicted, measured=None, versions=runtime_versions(),
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), files={},
-            kept_fp32=kept, opset=opset, fixed=fixed,
+            kept_fp32=kept, opset=opset, fixed=fixed, made_from=dict(made_from or {}),
         )  # fmt: skip
         manifest.write(draft)
     return Artifact(directory, Manifest.read(directory))

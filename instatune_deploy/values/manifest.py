@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pydantic
@@ -58,6 +58,8 @@ class Manifest:
     opset: int | None = None
     #: Sizes that every call of the model files has; None: any.
     fixed: FixedSizes | None = None
+    #: What went into it, by name: hashes of the content of the model, the data and the super-network, or a name on a hub.
+    made_from: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def write(self, directory: Path) -> None:

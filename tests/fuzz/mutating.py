@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import marshal
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -38,12 +39,13 @@ _STRUCTURAL = 8
 _KINDS = 14
 _MOST_EDITS = 4
 _EDIT = struct.Struct("<BII")
+#: That a mutation is read from.
+MUTATION_BYTES = 2 + _EDIT.size * _MOST_EDITS
 
 
 def mutations() -> st.SearchStrategy[bytes]:
     """Bytes that `edits_of` makes a mutation of; of one size, for that is drawn fastest."""
-    size = 2 + _EDIT.size * _MOST_EDITS
-    return st.binary(min_size=size, max_size=size)
+    return st.binary(min_size=MUTATION_BYTES, max_size=MUTATION_BYTES)
 
 
 def edits_of(data: bytes) -> Mutation:
@@ -63,7 +65,7 @@ def mutated(tree: Any, edits: Sequence[Edit], dump: Callable[[Any], bytes]) -> b
     if isinstance(tree, bytes):
         data = tree
     else:
-        tree = copy.deepcopy(tree)
+        tree = marshal.loads(marshal.dumps(tree))  # a fast copy of plain values
         for kind, where, what in edits:
             if kind < _STRUCTURAL:
                 tree = _in_tree(tree, kind, where, what)

@@ -81,7 +81,7 @@ def _table(directory: Path) -> Reader:
         path.write_bytes(data)
         return LatencyTable.read(path)
 
-    return Reader("table", [*trees, json.loads(texts[0])], read)
+    return Reader("table", trees, read)
 
 
 def _manifest(directory: Path) -> Reader:
