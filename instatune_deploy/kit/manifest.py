@@ -132,7 +132,7 @@ def parse(kind: type[Value], text: bytes, source: str) -> Value:
         version = data.get("schema_version", SCHEMA_VERSION) if isinstance(data, dict) else SCHEMA_VERSION
         if version != SCHEMA_VERSION:
             raise ArtifactError(f"{source}: schema_version: is {version}, this release reads {SCHEMA_VERSION}")
-        return adapter(kind).validate_python(data)
+        return adapter(kind).validate_python(data)  # type: ignore[arg-type]  # mypy takes no class for hashable
     except pydantic.ValidationError as error:
         raise ArtifactError(f"{source}: {first_fault(error)}") from None
     except ValueError as error:

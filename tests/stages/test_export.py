@@ -154,9 +154,9 @@ def test_files_that_cannot_do_with_fixed_sizes(tmp_path: Path, kind: str, deploy
         export_tiny(kind, deployment, tmp_path, fixed=FixedSizes(1))
 
 
-@pytest.mark.parametrize("deployment", [Deployment("onnxruntime", "int8"), Deployment("torch", "bf16")])
-def test_the_same_network_gives_the_same_bytes(tmp_path: Path, deployment: Deployment) -> None:
+def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
     """All files; of the manifest all but the date."""
+    deployment = Deployment("onnxruntime", "int8")
     first, second = (export_tiny("text", deployment, tmp_path / name).directory for name in ("first", "second"))
     names = sorted(path.name for path in first.iterdir())
     assert names == sorted(path.name for path in second.iterdir())
