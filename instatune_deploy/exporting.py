@@ -144,7 +144,8 @@ def export_network(
     return export(
         job.tuned(architecture, tune_epochs) if tune_epochs else job.supernet.extract(architecture), architecture, deployment, job.shape, job.processor, _samples(job), job.calibration,
         directory,
-        target=target.name, metric=job.recipe.metric, predicted=predicted, gate=gate, opset=opset, fixed=fixed, empty=True,
+        target=target.name, metric=job.recipe.metric, predicted=predicted, gate=gate, opset=opset, fixed=fixed,
+        made_from=job.contents | {"super-network": job.supernet_key}, empty=True,
     )  # fmt: skip
 
 

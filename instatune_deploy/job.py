@@ -184,15 +184,21 @@ class Job:
         """The model, the data and whatever else training depends on beside its settings, by name; a hash of the content
         stands for what lies on this machine."""
         recipe = self.recipe
-        sources = {"model": recipe.model, "data.train": recipe.data.train, "data.report": recipe.data.report}
-        contents = {
-            f"content of {name}": tree_key(Path(source)) if Path(source).exists() else source
-            for name, source in sources.items() if source is not None
-        }  # fmt: skip
+        contents = {f"content of {name}": content for name, content in self.contents.items()}
         rows = recipe.data.model_dump(exclude={"train", "report"})
         versions = {name: runtime_versions()[name] for name in ("torch", "transformers")}
         own = {name: getattr(recipe, name) for name in ("task", "metric", "reset_head", "seed")}
         return {**contents, "data": rows, **own, **versions}
+
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """A hash of the content of the model and of each file of data that lies on this machine, or its name on a hub."""
+        data = self.recipe.data
+        sources = {"model": self.recipe.model, "data.train": data.train, "data.report": data.report}
+        return {
+            name: tree_key(Path(source)) if Path(source).exists() else source
+            for name, source in sources.items() if source is not None
+        }  # fmt: skip
 
     # -- stages ---------------------------------------------------------------------------------------------------
 
@@ -212,7 +218,9 @@ class Job:
         settings = self.recipe.finetune.model_copy(update={"epochs": epochs})
         path = self.workspace.path("teacher")
         teacher = (
-            type(self.supernet.model).from_pretrained(path) if path.is_dir() else copy.deepcopy(self.supernet.model)
+            type(self.supernet.model).from_pretrained(path, use_safetensors=True)
+            if path.is_dir()
+            else copy.deepcopy(self.supernet.model)
         )
         return tune(
             self.supernet, architecture, teacher, settings, self.data, self.processor, self.workspace,

@@ -87,7 +87,7 @@ class Prober:
         place = out / table_file(target.name, self.shape.signature, deployment)
         if finished.is_file() and place.is_file():
             self.report(f"{target.name}/{deployment.name}: measured before the interruption")
-            return LatencyTable.from_json(place.read_text(encoding="utf-8"), str(place))
+            return LatencyTable.read(place)
         self.report(
             f"profiling {target.name}/{deployment.name}: {len(planned.probes)} probes and {len(planned.heldout)} held-out "
             f"networks, {planned.settings.seconds:.0f} s of measuring at most"
@@ -166,7 +166,7 @@ def refit_table(path: Path) -> LatencyTable:
     """
     if not path.is_file():
         raise TableError(f"{path}: there is no such latency table")
-    table = LatencyTable.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    table = LatencyTable.read(path)
     raw_path = Path(raw_file(str(path)))
     if not raw_path.is_file():
         raise TableError(f"{raw_path}: missing: without its runs a table cannot be fitted again")

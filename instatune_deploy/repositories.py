@@ -17,6 +17,7 @@ from instatune_deploy.sentences import write_sentence_encoder
 from instatune_deploy.stages.export import Artifact, open_artifact
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.fleet import NAME_PATTERN, Fleet, is_fleet
+from instatune_deploy.values.sbom import sbom
 from instatune_deploy.values.serving import ServeSettings
 from instatune_deploy.workspace import new_directory
 
@@ -30,7 +31,7 @@ def write_repository(directory: Path, kind: str, out: Path, *, name: str, max_ba
     against their hashes.
 
     Args:
-        kind: ``triton``, ``ovms``, ``mlserver`` or ``sentence-transformers``.
+        kind: ``triton``, ``ovms``, ``mlserver``, ``sentence-transformers``, or ``sbom`` for its bill of materials alone.
         out: the repository; must not exist. It appears only when it is complete.
         name: of the model in it: letters, digits, ``_``, ``-``, ``.``.
         max_batch: samples that Triton or MLServer may put into one call.
@@ -133,6 +134,12 @@ def _sentence_transformers(artifact: Artifact, draft: Path, name: str, max_batch
     write_sentence_encoder(artifact.directory, draft)
 
 
+def _sbom(artifact: Artifact, draft: Path, name: str, max_batch: int) -> None:
+    """NAME.cdx.json: what the artifact was made of, in CycloneDX's form."""
+    text = json.dumps(sbom(artifact.manifest, name), indent=1)
+    (draft / f"{name}.cdx.json").write_text(text + "\n", encoding="utf-8")
+
+
 def _copy_model(artifact: Artifact, folder: Path) -> Path:
     """The file of the artifact's deployment, weights beside it, under the name that servers look for."""
     source = artifact.model_file()
@@ -145,4 +152,5 @@ def _copy_model(artifact: Artifact, folder: Path) -> Path:
 
 _WRITERS: dict[str, Callable[[Artifact, Path, str, int], None]] = {
     "triton": _triton, "ovms": _ovms, "mlserver": _mlserver, "sentence-transformers": _sentence_transformers,
+    "sbom": _sbom,
 }  # fmt: skip

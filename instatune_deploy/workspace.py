@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from instatune_deploy.errors import ArtifactError, UsageError
 from instatune_deploy.values.changes import changes, flattened, in_a_line
+from instatune_deploy.values.documents import parse_json
 from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.objectives import DEFAULT
 
@@ -68,7 +69,7 @@ def read_json(path: Path, make: Callable[[Any], Value]) -> Value:
         ArtifactError: it cannot be read, is not JSON or of another form; says what to do.
     """
     try:
-        return make(json.loads(path.read_text(encoding="utf-8")))
+        return make(parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = error.strerror if isinstance(error, OSError) else " ".join(f"{type(error).__name__}: {error}".split())
         raise ArtifactError(f"{path} is damaged: {why}; remove it, and the same command makes it anew") from None

@@ -157,7 +157,9 @@ def _load(name: str, reads: Literal["text", "image"], *, add_prefix_space: bool 
         CheckpointError: it comes without one.
     """
     kind: Any = AutoTokenizer if reads == "text" else AutoImageProcessor
-    options: dict[str, bool] = {} if reads == "text" else {"use_fast": False}  # fast ones need torchvision
+    options: dict[str, bool] = {"trust_remote_code": False}
+    if reads == "image":
+        options["use_fast"] = False  # fast ones need torchvision
     if add_prefix_space is not None:
         options["add_prefix_space"] = add_prefix_space
     what = "tokenizer" if reads == "text" else "image processor"

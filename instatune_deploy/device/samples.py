@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from instatune_deploy.errors import MeasurementError
+from instatune_deploy.errors import ArtifactError, MeasurementError
+from instatune_deploy.values.archives import check_archive
 
 _NUMBERS = {
     "round": np.int32, "model": np.int16, "session": np.int16, "start_s": np.float32, "wall_ms": np.float32,
     "cpu_ms": np.float32,
 }  # fmt: skip
+#: Samples of the longest measurement are far below this.
+_MOST_BYTES = 1 << 30
 _COUNTS = ("round", "model", "session")
 
 
@@ -72,12 +75,14 @@ class Samples:
             MeasurementError: it is missing or damaged; names it.
         """
         try:
+            with zipfile.ZipFile(path) as zipped:
+                check_archive(zipped, path, most_bytes=_MOST_BYTES)
             with np.load(path, allow_pickle=False) as archive:
                 names = tuple(json.loads(bytes(archive["names"]).decode()))
                 arrays = {
                     key: archive[key].astype(float if kind is np.float32 else kind) for key, kind in _NUMBERS.items()
                 }
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (ArtifactError, OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
             raise MeasurementError(
                 f"{path}: no samples can be read: {' '.join(str(error).split()) or error!r}"
             ) from None

@@ -51,7 +51,7 @@ def load_config(name: str) -> PretrainedConfig:
         FamilyError: its family has no axis map, or the model has a trait that allows none; says which.
     """
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         if name.startswith((".", "/", "~")) and not Path(name).exists():
@@ -128,11 +128,18 @@ def load_pretrained(name: str, task: Task, classes: tuple[str, ...], *, reset_he
 
 def _load(name: str, task: Task, options: dict[str, Any], *, reset_head: bool) -> PreTrainedModel:
     try:
-        model, info = AUTO_CLASSES[task].from_pretrained(name, output_loading_info=True, **options)
+        model, info = AUTO_CLASSES[task].from_pretrained(
+            name, output_loading_info=True, use_safetensors=True, trust_remote_code=False, **options
+        )
     except RuntimeError as error:
         misfit = _first_misfit(name, task, options) or " ".join(str(error).split())[:300]
         raise CheckpointError(f"{name}: {misfit}") from None
     except (OSError, ValueError, SafetensorError) as error:
+        if _has_pickles_alone(name):
+            raise CheckpointError(
+                f"{name}: its weights are a pickle, which can hold code, and only safetensors are read: if you trust it, load "
+                "it with transformers and save it by save_pretrained"
+            ) from None
         raise CheckpointError(f"{name}: its weights cannot be read: {' '.join(str(error).split())[:300]}") from None
     _check_missing(name, model, set(info["missing_keys"]), reset_head=reset_head)
     if not reset_head and not {"labels", "start_positions"} & inspect.signature(model.forward).parameters.keys():
@@ -140,6 +147,18 @@ def _load(name: str, task: Task, options: dict[str, Any], *, reset_head: bool) -
             f"{name}: its head, {type(model).__name__}, gives no loss to train with; for a new head set reset_head: true"
         )
     return model
+
+
+def _has_pickles_alone(name: str) -> bool:
+    """Whether a model has weights in no other format than torch's old one."""
+    files = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+    safe, safe_parts, *pickles = (
+        cached_file(
+            name, file, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+        for file in files
+    )
+    return not (safe or safe_parts) and any(pickles)
 
 
 def _check_missing(name: str, model: PreTrainedModel, missing: set[str], *, reset_head: bool) -> None:
@@ -165,7 +184,7 @@ def _first_misfit(name: str, task: Task, options: dict[str, Any]) -> str | None:
     if path is None:
         return None
     with torch.device("meta"):
-        model = AUTO_CLASSES[task].from_config(AutoConfig.from_pretrained(name, **options))
+        model = AUTO_CLASSES[task].from_config(AutoConfig.from_pretrained(name, trust_remote_code=False, **options))
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     prefix = f"{model.base_model_prefix}."
     with safe_open(path, framework="pt") as checkpoint:

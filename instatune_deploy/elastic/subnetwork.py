@@ -214,7 +214,7 @@ def load_subnetwork(directory: Path) -> PreTrainedModel:
         CheckpointError: files are missing or damaged, or a tensor does not fit; nothing is re-initialised.
     """
     try:
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
         state = load_file(directory / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: {' '.join(str(error).split())}") from None

@@ -273,11 +273,11 @@ def load_supernet(directory: Path) -> Supernet:
     """
     try:
         space = SearchSpace.from_dict(json.loads((directory / SPACE_FILE).read_text(encoding="utf-8")))
-        class_name = AutoConfig.from_pretrained(directory).architectures[0]
+        class_name = AutoConfig.from_pretrained(directory, trust_remote_code=False).architectures[0]
         model_class = find_model_class(class_name)
         if model_class is None:
             raise CheckpointError(f"{directory}: no model class is called {class_name}")
-        model = model_class.from_pretrained(directory)
+        model = model_class.from_pretrained(directory, use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{directory}: no super-network can be loaded: {' '.join(str(error).split())}") from None
     return Supernet(model.eval(), space)

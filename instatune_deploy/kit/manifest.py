@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +13,7 @@ from instatune_deploy.errors import ArtifactError
 from instatune_deploy.kit.runner import SCHEMA_VERSION
 from instatune_deploy.stages.profile import Plan
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.documents import adapter, parse_json
 from instatune_deploy.values.faults import first_fault
 from instatune_deploy.values.latency import Machine
 from instatune_deploy.values.macs import ConvolutionalShape, ModelShape
@@ -128,11 +128,11 @@ def parse(kind: type[Value], text: bytes, source: str) -> Value:
         ArtifactError: it does not, or is of another schema; names the field.
     """
     try:
-        data = json.loads(text)
+        data = parse_json(text)
         version = data.get("schema_version", SCHEMA_VERSION) if isinstance(data, dict) else SCHEMA_VERSION
         if version != SCHEMA_VERSION:
             raise ArtifactError(f"{source}: schema_version: is {version}, this release reads {SCHEMA_VERSION}")
-        return pydantic.TypeAdapter(kind).validate_python(data)
+        return adapter(kind).validate_python(data)  # type: ignore[arg-type]  # mypy takes no class for hashable
     except pydantic.ValidationError as error:
         raise ArtifactError(f"{source}: {first_fault(error)}") from None
     except ValueError as error:

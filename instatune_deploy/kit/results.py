@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import zipfile
-import zlib
-from dataclasses import replace
+import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from instatune_deploy.device.timing import evaluate_rounds
 from instatune_deploy.errors import ArtifactError, InstatuneError, MeasurementError, UsageError
-from instatune_deploy.kit.manifest import Device, Kit, Results, Run, parse
+from instatune_deploy.kit.manifest import Device, Kit, Results, parse
 from instatune_deploy.kit.runner import MACHINE, MANIFEST, RESULTS, rounds_name
 from instatune_deploy.profiling import Report, describe_table, write_table
-from instatune_deploy.stages.profile import Profiled, tabulate
+from instatune_deploy.stages.profile import Plan, Profiled, tabulate
+from instatune_deploy.values.archives import read_archive
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.documents import parse_json
 from instatune_deploy.values.latency import LatencyTable
 
 #: Results of the longest measurement are far below this; a zip that says it holds more is none.
 _MOST_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a results zip holds, checked.
+
+    Args:
+        rounds: of each deployment that was measured, by its name, as the measuring process writes them.
+    """
+
+    kit: Kit
+    plan: Plan
+    device: Device
+    results: Results
+    rounds: dict[str, list[dict[str, Any]]]
 
 
 def import_results(path: Path, out: Path, *, report: Report) -> list[LatencyTable]:
@@ -30,6 +45,22 @@ def import_results(path: Path, out: Path, *, report: Report) -> list[LatencyTabl
     Raises:
         ArtifactError: the file is damaged, of another schema, or does not fit its kit; names what.
         MeasurementError: a latency is impossible, or no deployment could be measured.
+    """
+    found = read_results(path)
+    profiled = [_profiled(found, deployment) for deployment in found.kit.deployments if deployment.name in found.rounds]
+    for name, reason in found.results.failed.items():
+        report(f"{name} was not measured: {' '.join(reason.split())}")
+    for one in profiled:
+        write_table(out, one)
+        report(describe_table(one.table))
+    return [one.table for one in profiled]
+
+
+def read_results(path: Path) -> Found:
+    """What a device measured.
+
+    Raises:
+        ArtifactError, MeasurementError: see `import_results`.
     """
     contents = _read(path)
     results = parse(Results, contents[RESULTS], f"{path}: {RESULTS}")
@@ -48,43 +79,36 @@ def import_results(path: Path, out: Path, *, report: Report) -> list[LatencyTabl
     if not results.measured:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in results.failed.items())
         raise MeasurementError(f"{path}: no deployment could be measured: {reasons}")
-    measured = [deployment for deployment in kit.deployments if deployment.name in results.measured]
-    for deployment in measured:
-        if deployment.runtime not in device.versions:
+    for deployment in kit.deployments:
+        if deployment.name in results.measured and deployment.runtime not in device.versions:
             raise ArtifactError(f"{path}: {MACHINE}: versions: lacks {deployment.runtime}")
-    found = [
-        _profiled(
-            kit, deployment, results.measured[deployment.name], device, contents[rounds_name(deployment.name)], path
-        )
-        for deployment in measured
-    ]
-    for name, reason in results.failed.items():
-        report(f"{name} was not measured: {' '.join(reason.split())}")
-    for profiled in found:
-        write_table(out, profiled)
-        report(describe_table(profiled.table))
-    return [profiled.table for profiled in found]
-
-
-def _profiled(kit: Kit, deployment: Deployment, run: Run, device: Device, rounds: bytes, path: Path) -> Profiled:
-    """The table of one deployment.
-
-    Raises:
-        ArtifactError, MeasurementError: see `import_results`.
-    """
-    source = f"{path}: {rounds_name(deployment.name)}"
     try:
         planned = kit.plan
     except InstatuneError as error:
         raise ArtifactError(f"{path}: {MANIFEST}: {error}") from None
+    rounds = {
+        name: _rounds(contents[rounds_name(name)], kit.visits, f"{path}: {rounds_name(name)}")
+        for name in results.measured
+    }
+    return Found(kit, planned, device, results, rounds)
+
+
+def _profiled(found: Found, deployment: Deployment) -> Profiled:
+    """The table of one deployment.
+
+    Raises:
+        MeasurementError: its latencies make none.
+    """
+    kit, planned, device = found.kit, found.plan, found.device
+    run = found.results.measured[deployment.name]
     names = [str(network) for network in planned.networks]
     measurement = evaluate_rounds(
-        names, _rounds(rounds, kit.visits, source), run.options, precision=kit.settings.precision, seed=kit.seed
+        names, found.rounds[deployment.name], run.options, precision=kit.settings.precision, seed=kit.seed
     )
-    found = tabulate(
+    profiled = tabulate(
         kit.target, deployment, planned, kit.shape, measurement, device.machine, device.versions, seed=kit.seed
     )
-    return replace(found, table=replace(found.table, date=run.date))
+    return replace(profiled, table=replace(profiled.table, date=run.date))
 
 
 def _read(path: Path) -> dict[str, bytes]:
@@ -94,14 +118,9 @@ def _read(path: Path) -> dict[str, bytes]:
         ArtifactError: it is no zip, damaged, or of another schema.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            if (size := sum(info.file_size for info in archive.infolist())) > _MOST_BYTES:
-                raise ArtifactError(f"{path}: unpacks to {size / 1e9:.1f} GB, which no results do")
-            contents = {name: archive.read(name) for name in archive.namelist()}
+        contents = read_archive(path, most_bytes=_MOST_BYTES)
     except FileNotFoundError:
         raise UsageError(f"{path} does not exist") from None
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        raise ArtifactError(f"{path} is damaged or not a zip file: {error}") from None
     if RESULTS not in contents:
         what = "it is the kit itself: run it on the device first" if MANIFEST in contents else "not a kit's results"
         raise ArtifactError(f"{path} holds no {RESULTS}: {what}")
@@ -119,7 +138,7 @@ def _rounds(text: bytes, visits: dict[str, int], source: str) -> list[dict[str, 
     for number, line in enumerate(text.decode("utf-8", "replace").splitlines(), 1):
         where = f"{source}: round {number}"
         try:
-            done = json.loads(line)
+            done = parse_json(line)
             numbers = [done["others"], done["stolen"], done["waited_s"]]
             found = dict.fromkeys(visits, 0)
             for name, start_s, seconds, walls_ms, cpus_ms, session in done["visits"]:
@@ -158,4 +177,5 @@ def _check_latencies(walls_ms: Any, cpus_ms: Any, where: str) -> None:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+    # No time or load needs an integer that no float can hold.
+    return isinstance(value, (int, float)) and 0 <= value < math.inf and value <= sys.float_info.max

@@ -56,19 +56,41 @@ def read_kit(root: Path) -> dict[str, Any]:
         raise ArtifactError(f"{root} is not an unzipped kit: {error}") from None
     if hashlib.sha256(text).hexdigest() != manifest_hash:
         raise ArtifactError(f"{root / MANIFEST} was changed after packing: unzip the kit again")
-    kit: dict[str, Any] = json.loads(text)
-    if kit["schema_version"] != SCHEMA_VERSION:
-        raise ArtifactError(f"{root / MANIFEST}: schema {kit['schema_version']}, this runner reads {SCHEMA_VERSION}")
+    kit = _parsed(text, root / MANIFEST)
     verified = root / _WORK / "verified"
     if verified.is_file() and verified.read_text(encoding="ascii") == manifest_hash:
         return kit
     for name, expected in kit["sha256"].items():
         path = root / name
+        if path.resolve() != root.resolve() / name:
+            raise ArtifactError(f"{path} is refused: it lies outside of the kit, or is a link")
         if not path.is_file() or sha256_file(path) != expected:
             what = "is missing" if not path.is_file() else "was changed after packing or is damaged"
             raise ArtifactError(f"{path} {what}: unzip the kit again")
     verified.parent.mkdir(exist_ok=True)
     verified.write_text(manifest_hash, encoding="ascii")
+    return kit
+
+
+def _parsed(text: bytes, source: Path) -> dict[str, Any]:
+    """What a kit's manifest says.
+
+    Raises:
+        ArtifactError: it is damaged, of another schema, or names files that it has no hash of.
+    """
+    try:
+        kit: dict[str, Any] = json.loads(text)
+        version = kit["schema_version"]
+        if version != SCHEMA_VERSION:
+            raise ArtifactError(f"{source}: schema {version!r:.100}, this runner reads {SCHEMA_VERSION}")
+        used = {*kit["inputs"].values(), *(path for models in kit["models"].values() for path in models.values())}
+        hashes: dict[str, str] = dict(kit["sha256"])
+        if not all(isinstance(text, str) and "\0" not in text for text in (*hashes, *hashes.values())):
+            raise ValueError("sha256: holds other things than texts")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"{source} is damaged: {' '.join(repr(error).split()):.200}") from None
+    if odd := sorted(map(str, used - hashes.keys())):
+        raise ArtifactError(f"{source}: names {odd[0]!r:.100}, of which it has no hash")
     return kit
 
 

@@ -170,7 +170,7 @@ def read_run(directory: Path) -> RunRecord:
         space=next(iter(spaces), None),
         stages=tuple(Workspace(directory).finished()),
         histories=tuple(_histories(reader)),
-        tables=tuple(reader.all("tables/**/*.json", lambda p: LatencyTable.from_json(_text(p), str(p)))),
+        tables=tuple(reader.all("tables/**/*.json", LatencyTable.read)),
         evaluations=tuple(_evaluations(reader)),
         predictor=next(iter(qualities), None),
         fronts=tuple(sorted(fronts, key=lambda found: (not found.selectable, found.title))),

@@ -38,6 +38,8 @@ _KEPT = {
 }  # fmt: skip
 #: Says how many bytes of a body are JSON; those of tensors follow (Triton's binary tensor data extension).
 _JSON_LENGTH = "Inference-Header-Content-Length"
+#: Digits that such a length has at most: Python itself refuses to read thousands of them.
+_MOST_DIGITS = 20
 
 
 class _Uvicorn(uvicorn.Server):
@@ -121,7 +123,8 @@ def read_payload(body: bytes, json_length: str | None) -> InferenceRequest:
     """
     text, raw = body, b""
     if json_length is not None:
-        if not json_length.isascii() or not json_length.isdigit() or int(json_length) > len(body):
+        digits = json_length.isascii() and json_length.isdigit() and len(json_length) <= _MOST_DIGITS
+        if not digits or int(json_length) > len(body):
             raise InferenceError(f"{_JSON_LENGTH} is {json_length:.20}, the body has {len(body)} bytes")
         text, raw = body[: int(json_length)], body[int(json_length) :]
     try:

@@ -92,7 +92,7 @@ def read_numbers(given: Input, wanted: Tensor) -> np.ndarray:
     """
     kind = DATATYPES[wanted.dtype]
     if given.datatype != kind:
-        raise InferenceError(f"input {given.name}: datatype {given.datatype:.20}, the network reads {kind}")
+        raise InferenceError(f"input {given.name}: datatype {given.datatype!r:.20}, the network reads {kind}")
     fits = len(given.shape) == len(wanted.dims) and all(
         size in (-1, found) for size, found in zip(wanted.dims[1:], given.shape[1:], strict=True)
     )
@@ -128,7 +128,7 @@ def read_bytes(given: Input, *, base64_text: bool = False) -> list[bytes]:
         InferenceError: it is of another type or shape, or an element is neither text nor bytes.
     """
     if given.datatype != "BYTES":
-        raise InferenceError(f"input {given.name}: datatype {given.datatype:.20}, wanted BYTES")
+        raise InferenceError(f"input {given.name}: datatype {given.datatype!r:.20}, wanted BYTES")
     rows = given.shape[0]
     if given.shape not in ((rows,), (rows, 1)):
         raise InferenceError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from instatune_deploy.data.heads.base import Head
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.fingerprint import runtime_versions
+from instatune_deploy.device.lowering.external import check_external
 from instatune_deploy.device.lowering.gate import Gate, hold
 from instatune_deploy.device.lowering.onnx import OPSET, export_onnx
 from instatune_deploy.device.lowering.torch import export_torch
@@ -56,7 +57,7 @@ def export(
     network: PreTrainedModel, architecture: Architecture, deployment: Deployment, shape: NetworkShape,
     processor: Processor, samples: dict[str, np.ndarray], calibration: Sequence[dict[str, np.ndarray]],
     directory: Path, *, target: str, metric: str, predicted: Predicted | None, gate: Gate | None = None,
-    opset: int = OPSET, fixed: FixedSizes | None = None, empty: bool = False,
+    opset: int = OPSET, fixed: FixedSizes | None = None, made_from: Mapping[str, str] | None = None, empty: bool = False,
 ) -> Artifact:  # fmt: skip
     """Write the artifact of a sub-network; `directory` appears only when every file was checked.
 
@@ -68,6 +69,7 @@ def export(
         directory: the artifact; replaced if it exists.
         gate: what an int8 file may lose; None: whatever it does.
         opset: ONNX operator set, see `export_onnx`.
+        made_from: what the network was made from, by name, for the manifest.
         fixed: sizes that every call of the files will have; `samples` and `calibration` may have others. None: any.
         empty: whether the network may lose its weights once the files hold them: runtimes need as much memory again, and more.
 
@@ -103,7 +105,7 @@ def export(
             macs=count_macs(shape, architecture), parameters=count_parameters(shape, architecture),
             parity=parity, predicted=predicted, measured=None, versions=runtime_versions(),
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), files={},
-            kept_fp32=kept, opset=opset, fixed=fixed,
+            kept_fp32=kept, opset=opset, fixed=fixed, made_from=dict(made_from or {}),
         )  # fmt: skip
         manifest.write(draft)
     return Artifact(directory, Manifest.read(directory))
@@ -197,8 +199,12 @@ def open_artifact(directory: Path) -> Artifact:
     """The artifact in `directory`, its files checked against their hashes.
 
     Raises:
-        ArtifactError: it is not one, or a file was changed.
+        ArtifactError: it is not one, a file was changed, or an ONNX file has weights outside of it.
     """
     manifest = Manifest.read(directory)
     manifest.verify(directory)
+    for name in manifest.files:
+        if name.endswith(".onnx"):
+            path = directory / name
+            check_external(path, {file.name for file in path.parent.iterdir()})
     return Artifact(directory, manifest)

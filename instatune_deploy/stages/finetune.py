@@ -130,7 +130,7 @@ def fine_tuned(
     path = workspace.path("teacher")
     if workspace.is_done("teacher", key):
         report("teacher: reused, its model, data and settings are the same")
-        return type(model).from_pretrained(path)
+        return type(model).from_pretrained(path, use_safetensors=True)
     checkpoints = workspace.path(".checkpoints", f"teacher-{key}")
     report(f"fine-tuning the full model: {settings.teacher.epochs:g} epochs of {len(data.train)} samples")
     arguments = trainer_arguments(
@@ -147,7 +147,7 @@ def fine_tuned(
         workspace.mark_done("teacher", key, [path], made_from=teacher_parts(settings.teacher, inputs or {}))
     wait_for_all()
     # Read back, so that a run that was stopped here and one that was not go on from the same bytes.
-    return type(model).from_pretrained(path)
+    return type(model).from_pretrained(path, use_safetensors=True)
 
 
 def sorted_like(

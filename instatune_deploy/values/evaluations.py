@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from instatune_deploy.errors import ArchitectureError, UsageError
+from instatune_deploy.values.documents import parse_json
 from instatune_deploy.values.front import Evaluation
 
 #: The newest `schema_version` of a line that is understood; a line that says none is of version 1.
@@ -43,7 +44,7 @@ def read_evaluations(path: Path, *, report: Callable[[str], None] = lambda line:
             continue
         try:
             found[number] = _parse(line, f"{path}:{number}")
-        except (ValueError, KeyError, TypeError, ArchitectureError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, ArchitectureError) as error:
             reason = " ".join(str(error).split())
             report(f"{path}:{number}: passed over, no evaluation stands there ({reason:.100})")
     return found
@@ -55,7 +56,7 @@ def _parse(line: bytes, where: str) -> Evaluation:
     Raises:
         UsageError: it is of a newer version.
     """
-    data = json.loads(line)
+    data = parse_json(line)
     if not isinstance(data, dict):
         raise TypeError("not an object")
     version = data.pop("schema_version", SCHEMA_VERSION)

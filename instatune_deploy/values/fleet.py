@@ -10,6 +10,7 @@ from typing import Annotated
 import pydantic
 
 from instatune_deploy.errors import ArtifactError, InfeasibleBudgetError, UnknownNameError
+from instatune_deploy.values.documents import adapter, parse_json
 from instatune_deploy.values.faults import read_file
 from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.latency import PERCENTILES
@@ -129,14 +130,14 @@ class Fleet:
         path = directory / FLEET_NAME
 
         def parse(text: str) -> Fleet:
-            data = json.loads(text)
+            data = parse_json(text)
             if isinstance(data, dict) and data.get("schema_version") != SCHEMA_VERSION:
                 raise ArtifactError(
                     f"{path}: schema_version {data.get('schema_version')!r} is unknown, this release reads "
                     f"{SCHEMA_VERSION}: make the fleet again"
                 )
             # Strict in JSON's sense: a number is no text, an array will do for a tuple.
-            return pydantic.TypeAdapter(Fleet).validate_json(json.dumps(data), strict=True)
+            return adapter(Fleet).validate_json(json.dumps(data), strict=True)
 
         fleet = read_file(path, parse)
         fleet._check(directory)

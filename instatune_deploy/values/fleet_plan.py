@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
-import yaml
 
 from instatune_deploy.errors import RecipeError
 from instatune_deploy.values.budget import Budget
+from instatune_deploy.values.documents import parse_yaml
 from instatune_deploy.values.recipe import PositiveInt, Section, explain_fault, relative_to
 from instatune_deploy.values.target import Target
 
@@ -65,10 +65,10 @@ def read_fleet_plan(path: Path) -> FleetPlan:
         RecipeError: it is unreadable, or a key is missing, unknown (names the nearest) or of the wrong form.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: {error.strerror}") from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: expected the keys run, targets and budgets")

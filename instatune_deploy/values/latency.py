@@ -7,12 +7,14 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pydantic
 
 from instatune_deploy.errors import TableError, UsageError
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.documents import adapter, parse_json
 from instatune_deploy.values.faults import first_fault
 from instatune_deploy.values.layer_costs import SWITCH, CostsMs, feature_names, features
 from instatune_deploy.values.space import TRANSFORMER, Architecture, SearchSpace
@@ -239,6 +241,15 @@ class LatencyTable:
         return re.sub(r"\{[^{}]*\"label_ms\"[^{}]*\}", lambda m: " ".join(m[0].split()), text) + "\n"
 
     @classmethod
+    def read(cls, path: Path) -> LatencyTable:
+        """The table in a file.
+
+        Raises:
+            TableError: it cannot be read, is damaged or was edited; names the field.
+        """
+        return cls.from_json(read_text(path), str(path))
+
+    @classmethod
     def from_json(cls, text: str, source: str = "latency table") -> LatencyTable:
         """The table that `to_json` wrote; `source` names it in errors.
 
@@ -246,7 +257,7 @@ class LatencyTable:
             TableError: it is damaged or was edited; names the file and the field.
         """
         try:
-            table = pydantic.TypeAdapter(LatencyTable).validate_python(_of_layers(json.loads(text)))
+            table = adapter(LatencyTable).validate_python(_of_layers(parse_json(text)))
         except pydantic.ValidationError as error:
             raise TableError(f"{source}: {first_fault(error)}") from None
         except json.JSONDecodeError as error:
@@ -269,6 +280,18 @@ class LatencyTable:
         """Mean error of the estimates of the held-out networks, in % of their labels."""
         errors = [abs(self.estimate_ms(Architecture.parse(s.architecture)) / s.label_ms - 1) for s in self.heldout]
         return 100 * sum(errors) / len(errors)
+
+
+def read_text(path: Path) -> str:
+    """The text of a table's file.
+
+    Raises:
+        TableError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TableError(f"{path}: cannot be read: {error}") from None
 
 
 def table_file(target: str, signature: str, deployment: Deployment) -> str:

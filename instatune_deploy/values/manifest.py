@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pydantic
 
 from instatune_deploy.errors import ArtifactError
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.documents import adapter, parse_json
 from instatune_deploy.values.faults import read_file
 from instatune_deploy.values.fixed import FixedSizes
 from instatune_deploy.values.front import Measured, Predicted
@@ -57,6 +58,8 @@ class Manifest:
     opset: int | None = None
     #: Sizes that every call of the model files has; None: any.
     fixed: FixedSizes | None = None
+    #: What went into it, by name: hashes of the content of the model, the data and the super-network, or a name on a hub.
+    made_from: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def write(self, directory: Path) -> None:
@@ -78,15 +81,19 @@ class Manifest:
                 f"{directory} is not an artifact, for {directory / MANIFEST_NAME} is missing: `instatune-deploy select` and "
                 "`export` make those"
             )
-        adapter = pydantic.TypeAdapter(Manifest)
-        return read_file(directory / MANIFEST_NAME, lambda text: adapter.validate_python(json.loads(text)))
+        return read_file(directory / MANIFEST_NAME, lambda text: adapter(Manifest).validate_python(parse_json(text)))
 
     def verify(self, directory: Path) -> None:
-        """Check that `directory` holds exactly the manifest's files, byte for byte.
+        """Check that `directory` holds exactly the manifest's files, byte for byte, and all of them itself.
 
         Raises:
-            ArtifactError: a file is missing, added or changed; names it.
+            ArtifactError: a file is missing, added or changed, or is a link, which may lead elsewhere later; names it.
         """
+        links = sorted(p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_symlink())
+        if links:
+            raise ArtifactError(
+                f"{directory / links[0]}: is a link, and an artifact's files are its own: copy it with `cp -rL`"
+            )
         found = {p.relative_to(directory).as_posix() for p in directory.rglob("*") if p.is_file()} - {MANIFEST_NAME}
         if found != self.files.keys():
             odd = sorted(found ^ self.files.keys())

@@ -13,6 +13,7 @@ import yaml
 
 from instatune_deploy.errors import RecipeError, UsageError, did_you_mean
 from instatune_deploy.values.budget import Budget, Limit
+from instatune_deploy.values.documents import parse_yaml
 from instatune_deploy.values.faults import first_fault
 from instatune_deploy.values.objectives import Objectives, parse_objectives
 from instatune_deploy.values.presets import AUTO
@@ -408,9 +409,9 @@ def parse_recipe(text: str, path: Path) -> Recipe:
         RecipeError: see `read_recipe`.
     """
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        data = parse_yaml(text)
+    except ValueError as error:
+        raise RecipeError(f"{path}: not YAML: {error}") from None
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: expected keys such as model, task, data and targets")
     recipe = check_recipe(data, str(path))

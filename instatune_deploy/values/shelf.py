@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from instatune_deploy.errors import TableError
 from instatune_deploy.values.deployment import Deployment
-from instatune_deploy.values.latency import LatencyTable, Machine, table_file
+from instatune_deploy.values.documents import parse_json
+from instatune_deploy.values.latency import LatencyTable, Machine, read_text, table_file
 from instatune_deploy.values.space import SearchSpace
 
 
@@ -39,10 +39,7 @@ def tables_for(directory: Path, target: str, signature: str, deployment: Deploym
     for path in sorted(directory.rglob("*.json")):
         if any(part.startswith(".") for part in path.relative_to(directory).parts):
             continue  # drafts and journals
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise TableError(f"{path}: cannot be read: {error}") from None
+        text = read_text(path)
         if path != expected and not _has_key(text, target, signature, deployment):
             continue
         table = LatencyTable.from_json(text, str(path))
@@ -60,7 +57,7 @@ def _has_key(text: str, target: str, signature: str, deployment: Deployment) -> 
     if signature not in text:
         return False
     try:
-        data = json.loads(text)
+        data = parse_json(text)
         found = {key: data["deployment"][key] for key in ("runtime", "precision", "threads", "batch")}
         key = (data["target"], data["signature"], {**found, "device": data["deployment"].get("device", "cpu")})
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pydantic
-import yaml
 
 from instatune_deploy.errors import TargetError, UnknownNameError
 from instatune_deploy.values.deployment import Deployment, Device
+from instatune_deploy.values.documents import adapter, parse_yaml
 from instatune_deploy.values.faults import first_fault
 
 #: Where the deployments of a target of each kind may compute.
@@ -78,13 +78,12 @@ def read_target(path: Path) -> Target:
         TargetError: the file is unreadable or a field is missing, unknown, of the wrong form or contradicts another.
     """
     try:
-        data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-        target = pydantic.TypeAdapter(Target).validate_python(data)
+        target = adapter(Target).validate_python(parse_yaml(path.read_text(encoding="utf-8")))
     except pydantic.ValidationError as error:
         raise TargetError(f"{path}: {first_fault(error)}") from None
     except OSError as error:
         raise TargetError(f"{path}: {error.strerror}") from None
-    except (ValueError, yaml.YAMLError) as error:
+    except ValueError as error:
         raise TargetError(f"{path}: {' '.join(str(error).split())}") from None
     for index, deployment in enumerate(target.deployments):
         if deployment.runtime == "fake":  # a stand-in for tests, which build their targets without a file

@@ -327,7 +327,7 @@ BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
         [{**words("text", base64.b64encode(b"\xff\xfe").decode()), "parameters": {"content_type": "base64"}}],
         "not UTF-8",
     ),
-    "wrong type": (ids([5, 6], kind="INT32"), "datatype INT32, the network reads INT64"),
+    "wrong type": (ids([5, 6], kind="INT32"), "datatype 'INT32', the network reads INT64"),
     "id too large": (ids([5, 999]), "outside 0..17"),
     "id negative": (ids([5, -1]), "outside 0..17"),
     "id of 65 bits": (ids([5, 2**65]), "no array of numbers"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,15 @@ def test_an_artifact_of_fixed_sizes(tmp_path: Path, kind: str, deployment: Deplo
 def test_files_that_cannot_do_with_fixed_sizes(tmp_path: Path, kind: str, deployment: Deployment, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         export_tiny(kind, deployment, tmp_path, fixed=FixedSizes(1))
+
+
+def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
+    """All files; of the manifest all but the date."""
+    deployment = Deployment("onnxruntime", "int8")
+    first, second = (export_tiny("text", deployment, tmp_path / name).directory for name in ("first", "second"))
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    differing = [name for name in names if (first / name).read_bytes() != (second / name).read_bytes()]
+    manifests = [replace(open_artifact(directory).manifest, date="") for directory in (first, second)]
+    assert differing in ([], ["instatune.json"])
+    assert manifests[0] == manifests[1]

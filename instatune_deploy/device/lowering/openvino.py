@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import DecodeError
 
@@ -29,6 +30,7 @@ def to_openvino(onnx_path: Path, xml_path: Path) -> None:
         try:
             graph.write_bytes(without_weights(onnx_path).SerializeToString())
             model = openvino.Core().read_model(graph)
+            _name_by_place(model)
             openvino.save_model(model, draft, compress_to_fp16=False)
         except (RuntimeError, ValueError, DecodeError) as error:
             reason = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -40,3 +42,15 @@ def to_openvino(onnx_path: Path, xml_path: Path) -> None:
         graph.unlink(missing_ok=True)
         draft.unlink(missing_ok=True)
         draft.with_suffix(".bin").unlink(missing_ok=True)
+
+
+def _name_by_place(model: Any) -> None:
+    """Name what the ONNX file has no names for by its place: OpenVINO counts what a process has made, so that the same file would
+    give other bytes the second time."""
+    operations = model.get_ordered_ops()
+    unnamed = [operation.get_friendly_name() == operation.get_name() for operation in operations]
+    known = {operation.get_friendly_name() for operation, free in zip(operations, unnamed, strict=True) if not free}
+    for place, (operation, free) in enumerate(zip(operations, unnamed, strict=True)):
+        if free:
+            name = f"{operation.get_type_name()}_{place}"
+            operation.set_friendly_name(name if name not in known else f"{name}_unnamed")

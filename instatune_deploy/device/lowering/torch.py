@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from instatune_deploy.device.lowering.onnx import dynamic_axes, no_collection, plain_functions, quiet
 from instatune_deploy.errors import ArtifactError
+from instatune_deploy.values.archives import check_archive
 
 if TYPE_CHECKING:
     import torch
@@ -148,6 +149,8 @@ def _check_archive(path: Path) -> dict[str, Any]:
         ArtifactError: it holds something that would be unpickled or evaluated.
     """
     with zipfile.ZipFile(path) as archive:
+        # Torch compresses nothing: what is said to be larger than the file is a bomb.
+        check_archive(archive, path, most_bytes=path.stat().st_size)
         names = archive.namelist()
         root = names[0].split("/")[0] if names else ""
         members = [name.removeprefix(f"{root}/") for name in names]

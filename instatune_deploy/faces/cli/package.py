@@ -14,7 +14,7 @@ from instatune_deploy.faces.cli.app import JsonOption, app, emit
 def package(
     artifact: Annotated[Path, typer.Argument(help="Directory that `run`, `select` or `export` wrote.")],
     server: Annotated[
-        str, typer.Option("--for", help="triton, mlserver, ovms (OpenVINO Model Server), sentence-transformers.")
+        str, typer.Option("--for", help="triton, mlserver, ovms (OpenVINO Model Server), sentence-transformers; sbom.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Repository to write; must not exist.")],
     name: Annotated[str, typer.Option(help="Of the model in it.")] = "model",
@@ -27,6 +27,8 @@ def package(
 
     Sentence Transformers gets the network without its head, in fp32, and the mean over its tokens: embeddings for search if the
     network is still the pre-trained one, of the task if it was fine-tuned to one.
+
+    `--for sbom` writes what it was made of instead: files, packages and inputs with their hashes, in CycloneDX's JSON.
 
     Example: instatune-deploy package my-artifact --for triton --out models --name sentiment
     """
