@@ -44,11 +44,12 @@ from instatune_deploy.stages.finetune import supernet_key
 from instatune_deploy.values.budget import Budget
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.fixed import FixedSizes
+from instatune_deploy.values.hashing import content_key
 from instatune_deploy.values.recipe import Recipe
 from instatune_deploy.values.selection import Selection
 from instatune_deploy.values.space import Architecture
 from instatune_deploy.values.target import Target
-from instatune_deploy.workspace import Workspace, content_key, new_directory, tree_key
+from instatune_deploy.workspace import Workspace, new_directory, tree_key
 
 RUN, NAME = Path("runs/deployed-speed"), "deployed_speed"
 #: Has every deployment that this machine can run.

@@ -30,11 +30,12 @@ from instatune_deploy.stages.finetune import fine_tuned, finetune
 from instatune_deploy.stages.predict import fit_predictor
 from instatune_deploy.stages.tune import tune
 from instatune_deploy.values.evaluations import read_evaluations
+from instatune_deploy.values.hashing import content_key
 from instatune_deploy.values.macs import NetworkShape, count_macs
 from instatune_deploy.values.recipe import FinetuneSection
 from instatune_deploy.values.space import Architecture, SearchSpace
 from instatune_deploy.values.steadying import steadied
-from instatune_deploy.workspace import Workspace, content_key, write_json
+from instatune_deploy.workspace import Workspace, write_json
 
 #: Shares of the full network's multiply-accumulates that are cut, by the name in the figures.
 CUTS = {"25": 0.256, "42": 0.426, "53": 0.5362, "60": 0.60, "70": 0.70}

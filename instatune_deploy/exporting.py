@@ -19,11 +19,12 @@ from instatune_deploy.stages.export import Artifact, export, open_artifact, writ
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.fixed import FixedSizes
 from instatune_deploy.values.front import Measured, ParetoFront, Predicted
+from instatune_deploy.values.hashing import content_key
 from instatune_deploy.values.objectives import Objective
 from instatune_deploy.values.sizes import memory_bytes
 from instatune_deploy.values.space import Architecture
 from instatune_deploy.values.target import Target
-from instatune_deploy.workspace import content_key, move_directory
+from instatune_deploy.workspace import move_directory
 
 
 class FullNetwork:

@@ -20,9 +20,9 @@ from instatune_deploy.errors import ArtifactError, TargetError, UsageError
 from instatune_deploy.stages.export import Artifact, file_deployments, open_artifact
 from instatune_deploy.values.fleet import NAME_PATTERN, Fleet, FleetMember
 from instatune_deploy.values.front import Measured
-from instatune_deploy.values.hashing import sha256_file
+from instatune_deploy.values.hashing import content_key, sha256_file
 from instatune_deploy.values.manifest import MANIFEST_NAME
-from instatune_deploy.workspace import content_key, new_directory
+from instatune_deploy.workspace import new_directory
 
 Report = Callable[[str], None]
 

@@ -32,19 +32,14 @@ from instatune_deploy.stages.tune import tune
 from instatune_deploy.values.budget import Budget
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import ParetoFront
+from instatune_deploy.values.hashing import content_key
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import NetworkShape
 from instatune_deploy.values.presets import AUTO
 from instatune_deploy.values.recipe import Recipe
 from instatune_deploy.values.space import Architecture, SearchSpace
 from instatune_deploy.values.target import Target, find_target
-from instatune_deploy.workspace import (
-    Workspace,
-    content_key,
-    data_directories,
-    tree_key,
-    write_text,
-)
+from instatune_deploy.workspace import Workspace, data_directories, tree_key, write_text
 
 Report = Callable[[str], None]
 #: Training rows that quantisation is calibrated on.

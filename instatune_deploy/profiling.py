@@ -24,14 +24,14 @@ from instatune_deploy.errors import TableError, TargetError, UsageError
 from instatune_deploy.stages.profile import Plan, Profiled, plan, profile
 from instatune_deploy.stages.profile.table import refit
 from instatune_deploy.values.deployment import Deployment
-from instatune_deploy.values.hashing import sha256_file
+from instatune_deploy.values.hashing import content_key, sha256_file
 from instatune_deploy.values.latency import LatencyTable, raw_file, table_file
 from instatune_deploy.values.macs import NetworkShape
 from instatune_deploy.values.recipe import ProfileSection, read_recipe
 from instatune_deploy.values.shelf import find_table
 from instatune_deploy.values.space import SearchSpace
 from instatune_deploy.values.target import Target, find_target
-from instatune_deploy.workspace import content_key, data_directories, write_bytes, write_text
+from instatune_deploy.workspace import data_directories, write_bytes, write_text
 
 Report = Callable[[str], None]
 

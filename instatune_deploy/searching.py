@@ -15,12 +15,13 @@ from instatune_deploy.stages.search import RoundReport, SearchSettings, search
 from instatune_deploy.values.costs import Costs, Goal
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.front import Evaluation, ParetoFront
+from instatune_deploy.values.hashing import content_key
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import NetworkShape
 from instatune_deploy.values.recipe import Recipe
 from instatune_deploy.values.space import SearchSpace
 from instatune_deploy.values.steadying import steadied
-from instatune_deploy.workspace import Workspace, content_key, front_path, read_json, write_json
+from instatune_deploy.workspace import Workspace, read_json, write_json
 
 #: Says which targets' search evaluates; written before it does, so that one that was stopped is resumed as it was.
 OWNER_FILE = "searched_by.json"
@@ -110,7 +111,7 @@ class Fronts:
     # -- what fronts follow from ----------------------------------------------------------------------------------
 
     def _path(self, goal: Goal) -> Path:
-        return front_path(self.workspace, self.recipe, goal.costs.target)
+        return self.workspace.path(self.recipe.front_file(goal.costs.target))
 
     def _stage(self, goal: Goal) -> str:
         return f"search-{self._path(goal).stem}"
@@ -186,7 +187,7 @@ def read_front(workspace: Workspace, recipe: Recipe, target: str) -> ParetoFront
     Raises:
         UsageError: there is none.
     """
-    path = front_path(workspace, recipe, target)
+    path = workspace.path(recipe.front_file(target))
     if not path.is_file():
         raise UsageError(f"no front of {target} was found yet: {path} is missing; call search without --front")
     return read_json(path, ParetoFront.from_dict)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,18 +18,12 @@ from filelock import FileLock, Timeout
 from instatune_deploy.errors import ArtifactError, UsageError
 from instatune_deploy.values.changes import changes, flattened, in_a_line
 from instatune_deploy.values.documents import parse_json
-from instatune_deploy.values.hashing import sha256_file
-from instatune_deploy.values.objectives import DEFAULT
+from instatune_deploy.values.hashing import content_key, sha256_file
 
 if TYPE_CHECKING:
-    from instatune_deploy.values.recipe import Recipe
+    pass
 
 Value = TypeVar("Value")
-
-
-def content_key(*parts: Any) -> str:
-    """A hash of JSON-ready values, for use as a stage's key."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 def tree_key(path: Path) -> str:
@@ -219,14 +212,6 @@ class Workspace:
                 when = datetime.fromtimestamp(path.stat().st_mtime, timezone.utc)
                 found.append(StageRecord(path.stem, outputs, when))
         return sorted(found, key=lambda record: (record.finished, record.stage))
-
-
-def front_path(workspace: Workspace, recipe: Recipe, target: str) -> Path:
-    """Where a run keeps the front of a target; those of unusual objectives or limits have names of their own."""
-    objectives, limits = recipe.search.goals(recipe.metric)
-    wanted = [str(objective) for objective in objectives], [str(limit) for limit in limits]
-    special = "" if objectives == DEFAULT and not limits else f"-{content_key(wanted)[:8]}"
-    return workspace.path("fronts", f"{target}-{recipe.percentile}{special}.json")
 
 
 def data_directories(kind: str, *first: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from instatune_deploy.errors import UsageError
-from instatune_deploy.searching import Fronts, front_path, read_front
+from instatune_deploy.searching import Fronts, read_front
 from instatune_deploy.values.costs import Goal
 from instatune_deploy.values.front import Evaluation
 from instatune_deploy.values.latency import LatencyTable
@@ -113,7 +113,7 @@ def test_other_objectives_have_a_front_of_their_own_and_evaluate_nothing(
         read_front(other.workspace, other.recipe, "a")
     assert other.search("a") == 0
     assert before.items() <= run.files().items()
-    assert front_path(run.workspace, other.recipe, "a").name in run.files()
+    assert Path(other.recipe.front_file("a")).name in run.files()
     assert all(
         c.predicted.macs <= 0.8 * count_macs(SHAPE, SPACE.largest)
         for c in read_front(other.workspace, other.recipe, "a").candidates

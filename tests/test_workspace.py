@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from instatune_deploy.errors import UsageError
-from instatune_deploy.workspace import Workspace, content_key, new_directory, tree_key, write_json, write_text
+from instatune_deploy.values.hashing import content_key
+from instatune_deploy.workspace import Workspace, new_directory, tree_key, write_json, write_text
 
 
 def names(directory: Path) -> list[str]:

@@ -19,11 +19,12 @@ from instatune_deploy.device.timing import Measurement
 from instatune_deploy.errors import InstatuneError, TargetError
 from instatune_deploy.profiling import Prober, Report
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.hashing import content_key
 from instatune_deploy.values.latency import LatencyTable, Machine, table_file
 from instatune_deploy.values.recipe import ProfileSection
 from instatune_deploy.values.space import SearchSpace
 from instatune_deploy.values.target import Target
-from instatune_deploy.workspace import content_key, write_bytes, write_text
+from instatune_deploy.workspace import write_bytes, write_text
 
 if TYPE_CHECKING:
     from instatune_deploy.cluster.cluster import Cluster

@@ -20,7 +20,7 @@ from instatune_deploy.values.manifest import MANIFEST_NAME, Manifest
 from instatune_deploy.values.recipe import Recipe, read_recipe
 from instatune_deploy.values.selection import Selection
 from instatune_deploy.values.space import Architecture, SearchSpace
-from instatune_deploy.workspace import StageRecord, Workspace, front_path, is_run
+from instatune_deploy.workspace import StageRecord, Workspace, is_run
 
 Value = TypeVar("Value")
 
@@ -221,7 +221,7 @@ def _front(path: Path, recipe: Recipe, root: Path) -> FoundFront:
     for entry in data["front"]:
         _checked(Predicted, entry["predicted"])
         _checked(Deployment, entry["deployment"])
-    wanted = front_path(Workspace(root), recipe.model_copy(update={"percentile": percentile}), target)
+    wanted = root / recipe.model_copy(update={"percentile": percentile}).front_file(target)
     rounds = tuple(_checked(Round, entry) for entry in data["rounds"])
     return FoundFront(target, percentile, rounds, ParetoFront.from_dict(data), wanted.name == path.name)
 

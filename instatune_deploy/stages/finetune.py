@@ -29,10 +29,11 @@ from instatune_deploy.elastic.training import (
     trainer_arguments,
     with_dropout,
 )
+from instatune_deploy.values.hashing import content_key
 from instatune_deploy.values.history import TrainingHistory
 from instatune_deploy.values.recipe import FinetuneSection, TrainingSection
 from instatune_deploy.values.space import SearchSpace
-from instatune_deploy.workspace import Workspace, content_key, new_directory, write_json
+from instatune_deploy.workspace import Workspace, new_directory, write_json
 
 Report = Callable[[str], None]
 

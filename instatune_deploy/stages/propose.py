@@ -17,11 +17,12 @@ from instatune_deploy.elastic.subnetwork import full_architecture
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.training import labelled_batches
 from instatune_deploy.errors import RecipeError, UsageError
+from instatune_deploy.values.hashing import content_key
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.proposal import Proposal, Scores, propose
 from instatune_deploy.values.recipe import FinetuneSection, Recipe, SpaceSection, read_recipe
 from instatune_deploy.values.space import SearchSpace
-from instatune_deploy.workspace import Workspace, content_key, write_text
+from instatune_deploy.workspace import Workspace, write_text
 
 Report = Callable[[str], None]
 

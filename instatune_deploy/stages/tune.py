@@ -14,10 +14,11 @@ from instatune_deploy.elastic.subnetwork import load_subnetwork
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.trainer import DistillingTrainer
 from instatune_deploy.elastic.training import loss_of, rates_of, train, trainer_arguments, with_dropout
+from instatune_deploy.values.hashing import content_key
 from instatune_deploy.values.history import TrainingHistory
 from instatune_deploy.values.recipe import FinetuneSection
 from instatune_deploy.values.space import Architecture
-from instatune_deploy.workspace import Workspace, content_key, new_directory, write_json
+from instatune_deploy.workspace import Workspace, new_directory, write_json
 
 
 def tune(

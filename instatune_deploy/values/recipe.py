@@ -15,7 +15,8 @@ from instatune_deploy.errors import RecipeError, UsageError, did_you_mean
 from instatune_deploy.values.budget import Budget, Limit
 from instatune_deploy.values.documents import parse_yaml
 from instatune_deploy.values.faults import first_fault
-from instatune_deploy.values.objectives import Objectives, parse_objectives
+from instatune_deploy.values.hashing import content_key
+from instatune_deploy.values.objectives import DEFAULT, Objectives, parse_objectives
 from instatune_deploy.values.presets import AUTO
 
 Task = Literal[
@@ -375,6 +376,14 @@ class Recipe(Section):
                 for budget in budgets:
                     Budget.parse(budget, metric=info.data.get("metric", "metric"))
         return targets
+
+    def front_file(self, target: str) -> str:
+        """Where a run keeps the front of a target, relative to its directory; those of unusual objectives or limits have names of
+        their own."""
+        objectives, limits = self.search.goals(self.metric)
+        wanted = [str(objective) for objective in objectives], [str(limit) for limit in limits]
+        special = "" if objectives == DEFAULT and not limits else f"-{content_key(wanted)[:8]}"
+        return f"fronts/{target}-{self.percentile}{special}.json"
 
 
 @contextmanager

@@ -14,8 +14,9 @@ from instatune_deploy.elastic.supernet import Supernet, save_supernet
 from instatune_deploy.pipeline import start_job
 from instatune_deploy.stages.export import open_artifact
 from instatune_deploy.values.fixed import FixedSizes
+from instatune_deploy.values.hashing import content_key
 from instatune_deploy.values.recipe import read_recipe
-from instatune_deploy.workspace import Workspace, content_key
+from instatune_deploy.workspace import Workspace
 from tests.helpers import call_main, write_project
 
 NETWORK = "2L[4-16 2-64]"
