@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -19,9 +19,6 @@ from instatune_deploy.errors import ArtifactError, UsageError
 from instatune_deploy.values.changes import changes, flattened, in_a_line
 from instatune_deploy.values.documents import parse_json
 from instatune_deploy.values.hashing import content_key, sha256_file
-
-if TYPE_CHECKING:
-    pass
 
 Value = TypeVar("Value")
 
