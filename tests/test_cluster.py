@@ -18,7 +18,7 @@ from instatune_deploy.data.dataset import TaskData
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.fingerprint import detect
 from instatune_deploy.elastic.supernet import Supernet
-from instatune_deploy.errors import MeasurementError
+from instatune_deploy.errors import MeasurementError, UsageError
 from instatune_deploy.stages import evaluate
 from instatune_deploy.stages.evaluate import Evaluator
 from instatune_deploy.stages.evaluate.runs import Compute
@@ -283,6 +283,13 @@ def test_a_cluster_started_for_the_command_offers_what_this_machine_serves(proje
     assert {"cpu-test", "cpu-nowhere"} <= set(offered)
     assert set(offered.values()) == {1}
     assert "cpu-arm-neon" not in offered or "cpu-avx2" not in offered
+
+
+@pytest.mark.parametrize(("address", "why"), [("127.0.0.1:1", "refused"), ("somewhere", "not of the form HOST:PORT")])
+def test_where_no_cluster_is_a_line_says_so(address: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # as in a process that has not connected yet
+    with pytest.raises(UsageError, match=f"no Ray cluster answers at {address} .*{why}.*ray start --head"):
+        connect(address, lambda line: None)
 
 
 def test_without_the_extra_a_line_says_what_to_install(

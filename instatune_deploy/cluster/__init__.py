@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
-from instatune_deploy.device.fingerprint import detect, servable
+from instatune_deploy.device.fingerprint import available_cpus, detect, servable
 from instatune_deploy.errors import MissingExtraError, UsageError
 from instatune_deploy.profiling import Report
 from instatune_deploy.values.target import every_target
@@ -50,15 +51,17 @@ def connect(address: str, report: Report) -> Cluster:
     if not ray.is_initialized():
         options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
         try:
+            if address != "auto":
+                _knock(address)
             ray.init(address, **options)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             if address != "auto":
                 reason = " ".join(str(error).split())
                 raise UsageError(
-                    f"no Ray cluster answers at {address}: start one with `ray start --head` and name its HOST:6379, or "
-                    f"give --ray auto ({reason:.200})"
+                    f"no Ray cluster answers at {address} ({reason:.200}): start one with `ray start --head` and name its "
+                    "HOST:6379, or give --ray auto"
                 ) from None
-            ray.init(resources=_offered_here(), **options)
+            ray.init(num_cpus=len(available_cpus()), resources=_offered_here(), **options)
     cluster = Cluster(report)
     cluster.check()
     return cluster
@@ -68,3 +71,15 @@ def _offered_here() -> dict[str, float]:
     """The targets that this machine can serve, as resources."""
     found = servable(every_target(data_directories("targets")), detect())
     return {one.target.name: 1.0 for one in found if one.reason is None}
+
+
+def _knock(address: str) -> None:
+    """Make sure that somebody listens at ``HOST:PORT``: Ray itself waits for a minute.
+
+    Raises:
+        OSError, ValueError: nobody does, or it is no such address.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError("not of the form HOST:PORT")
+    socket.create_connection((host, int(port)), timeout=5).close()
