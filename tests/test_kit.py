@@ -346,8 +346,11 @@ def test_a_truncated_zip_is_refused(packed: Packed, tmp_path: Path, share: float
 def test_a_file_that_the_zip_should_not_have_is_refused(packed: Packed, tmp_path: Path) -> None:
     shutil.copyfile(packed.results, tmp_path / "bad.zip")
     with zipfile.ZipFile(tmp_path / "bad.zip", "a") as archive:
+        archive.writestr("evil", "")
+    refused(tmp_path / "bad.zip", tmp_path / "tables", ArtifactError, "missing or not expected: evil")
+    with zipfile.ZipFile(tmp_path / "bad.zip", "a") as archive:
         archive.writestr("../../evil", "")
-    refused(tmp_path / "bad.zip", tmp_path / "tables", ArtifactError, "missing or not expected: ../../evil")
+    refused(tmp_path / "bad.zip", tmp_path / "others", ArtifactError, "'../../evil' leads out of it")
 
 
 def test_a_kit_and_a_missing_file_are_no_results(packed: Packed, tmp_path: Path) -> None:

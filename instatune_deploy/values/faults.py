@@ -20,7 +20,8 @@ def first_fault(error: pydantic.ValidationError) -> str:
     field = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ") + _meant(first)
     # What a dataclass' __post_init__ raises has no field; its text begins with it.
-    return ": ".join(filter(None, [field, message]))
+    # A key may hold anything, lines too.
+    return " ".join(": ".join(filter(None, [field, message])).split())
 
 
 def _meant(fault: Any) -> str:

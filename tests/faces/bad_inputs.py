@@ -586,7 +586,7 @@ MODELS = (
     Case(
         "no weights",
         RUN,
-        "HERE/model: its weights cannot be read: Error no file named pytorch_model.bin, model.safetensors, tf_model.h5, model.ckpt.index or flax_model.msgpack found in directory HERE/model.",
+        "HERE/model: its weights cannot be read: Error no file named model.safetensors found in directory HERE/model.",
         spoil=remove("model/model.safetensors"),
     ),
     Case(

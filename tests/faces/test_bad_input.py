@@ -137,6 +137,12 @@ def test_debug_shows_the_traceback_wherever_it_stands(
             1,
         ),
         (
+            ValueError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            "system: No space left on device: free some, then call the same command again, which goes on; `instatune-deploy run "
+            "RECIPE --dry-run` says how much a run needs",
+            1,
+        ),
+        (
             ModuleNotFoundError("No module named 'onnx'"),
             "No module named 'onnx': `instatune-deploy doctor` says which packages are missing",
             1,

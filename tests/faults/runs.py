@@ -118,6 +118,8 @@ class Command:
         """What is wrong with how it ended; empty if it went well, or said in a line what is wrong."""
         if "Traceback" in self.text:
             return f"a traceback: {self.last}"
+        if "this should not happen" in self.last:
+            return self.last
         return "" if self.code == 0 or self.last.startswith("error: ") else f"ended with {self.code}: {self.last}"
 
 

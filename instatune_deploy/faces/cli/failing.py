@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from typing import Any
 
@@ -23,6 +24,9 @@ def explain(error: BaseException) -> tuple[str, int]:
         return "stopped; the same command goes on from here", STOPPED
     if isinstance(error, OSError):
         return _system(error), 1
+    if (refused := re.search(r"\(os error (\d+)\)", str(error))) is not None:
+        # Libraries in Rust, such as safetensors, have errors of their own for what the system refuses.
+        return _system(OSError(int(refused[1]), os.strerror(int(refused[1])))), 1
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return (
             "memory ran out: lower finetune.batch_size (and raise finetune.gradient_accumulation as much), or set "
