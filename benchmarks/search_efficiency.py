@@ -10,7 +10,9 @@ network's accuracy and the largest's multiply-accumulates to just beyond the lar
 
 - simulated (`hv.`): of the *true*, noise-free accuracies of the networks on the front that a method returns after so many
   evaluations, by what it sees of them: noisy accuracies;
-- real (`hv_real.`): of the measured accuracies of all networks evaluated, for there are no true ones.
+- real (`hv_real.`): of the measured accuracies of all networks evaluated, for there are no true ones: luck on the search split
+  counts as merit. So the fronts that the methods return are judged once more by the report split, which no method has read
+  (`hv_real_report.`; ``--report``).
 """
 
 from __future__ import annotations
@@ -114,6 +116,9 @@ class Real:
             metric="accuracy",
             path=RUN / "real" / "evaluations.jsonl",
         )
+        self.reporter = Evaluator(
+            supernet, material.report_split, material.processor, metric="accuracy", path=RUN / "real" / "report.jsonl"
+        )
 
     def measure(self, architectures: list[Architecture], *, seed: int) -> list[Evaluation]:
         return self.evaluator(architectures, report=self.report)
@@ -164,24 +169,46 @@ class Bench:
             plain = self.returned(found[:count], None)
             rows.append({
                 "setting": self.root.name, "method": method, "seed": seed, "evaluations": count, "split": found[0].split,
-                "n": found[0].n, "hypervolume": self.hypervolume(networks), "hypervolume_by_measured": self.hypervolume(plain), "front": [str(a) for a in networks],
+                "n": found[0].n, "hypervolume": self.judged(networks), "hypervolume_by_measured": self.judged(plain), "front": [str(a) for a in networks],
             })  # fmt: skip
         return rows
 
     def returned(self, found: Sequence[Evaluation], fit: Fit | None) -> list[Architecture]:
         """The networks that are judged: where there is a truth beside what was measured, those on the front that the method
-        returns (ours tells luck from merit by its predictor, the others do not), else all."""
+        returns, else all."""
         if not isinstance(self.setting, Simulated):
             return [evaluation.architecture for evaluation in found]
+        return self.front(found, fit)
+
+    def front(self, found: Sequence[Evaluation], fit: Fit | None) -> list[Architecture]:
+        """The front that a method returns: ours tells luck from merit by its predictor, the others do not."""
         return [candidate.architecture for candidate in front_of(self.goal, found, fit).candidates]
 
-    def hypervolume(self, networks: Sequence[Architecture]) -> float:
+    def judge_by_report(self, real: Real, method: str, seed: int, evaluations: int) -> None:
+        """Add to the rows of a cell of the real setting what its fronts are worth on the report split."""
+        path = self.root / "cells" / f"{method}-{seed}-{evaluations}.json"
+        rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        ends = [e.value for e in real.reporter([real.space.smallest, real.space.largest])]
+        low, high = ends[0] - 0.01, ends[1] + 0.01
+        for row in rows:
+            found = real.evaluator([Architecture.parse(text) for text in row["front"]])
+            fit = (lambda known: fit_predictor(real.space, known, seed=seed)) if method == "ours" else None
+            networks = self.front(found, fit)
+            values = [evaluation.value for evaluation in real.reporter(networks, report=self.report)]
+            row["hypervolume_report"] = self.hypervolume(networks, values, low, high)
+            row["returned"] = [str(network) for network in networks]
+        write_json(path, rows)
+
+    def judged(self, networks: Sequence[Architecture]) -> float:
         """The share of the box that networks dominate by what they are judged by."""
+        return self.hypervolume(networks, self.setting.judge(networks), self.low, self.high)
+
+    def hypervolume(self, networks: Sequence[Architecture], values: Sequence[float], low: float, high: float) -> float:
+        """The share that networks of these accuracies dominate of the box from `low` to `high` and of all multiply-accumulates."""
         shape, space = self.setting.shape, self.setting.space
         largest = count_macs(shape, space.largest)
-        values = self.setting.judge(networks)
         points = [
-            ((self.high - value) / (self.high - self.low), count_macs(shape, network) / largest / 1.1)
+            ((high - value) / (high - low), count_macs(shape, network) / largest / 1.1)
             for value, network in zip(values, networks, strict=True)
         ]
         return hypervolume(points, (1.0, 1.0))
@@ -204,6 +231,8 @@ def figures_of(prefix: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         # What the front would be worth without telling luck from merit by the predictor.
         if (plain := [row.get("hypervolume_by_measured") for row in mine]) and None not in plain and plain != volumes:
             figures[f"{prefix}.{key[0]}.{key[1]}.by_measured.mean"] = statistics.fmean(plain)
+        if (report := [row.get("hypervolume_report") for row in mine]) and None not in report:
+            figures[f"{prefix}_report.{key[0]}.{key[1]}.mean"] = statistics.fmean(report)
         if len(volumes) > 1:
             figures[f"{prefix}.{key[0]}.{key[1]}.std"] = statistics.stdev(volumes)
         figures[f"{prefix}.{key[0]}.{key[1]}.seeds"] = len(volumes)
@@ -236,6 +265,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--write", action="store_true", help="write the result of the cells there are, and measure none"
     )
+    parser.add_argument(
+        "--report", action="store_true", help="judge the real setting's fronts by the report split, too"
+    )
     parser.add_argument("--supernet", type=Path)
     parser.add_argument("--methods", nargs="+", choices=[*METHODS], default=[*METHODS])
     parser.add_argument("--seeds", nargs="+", type=int)
@@ -252,6 +284,8 @@ def main(arguments: Sequence[str]) -> int:
             for method in wanted.methods:
                 many = 1000 if name == "simulated" and method in ("nsga2", "random") else 250
                 bench.cell(method, seed, wanted.evaluations or many)
+                if wanted.report and isinstance(setting, Real):
+                    bench.judge_by_report(setting, method, seed, wanted.evaluations or many)
     print(write(RUN / name for name in SEEDS))
     return 0
 
