@@ -35,7 +35,7 @@ from instatune_deploy.workspace import write_json
 RUN = Path("runs/scale")
 SEED = 0
 #: Of the part `ray`: sub-networks evaluated each time, and times that each way is measured, in turns.
-SUBNETWORKS, PASSES = 30, 3
+SUBNETWORKS, PASSES = 24, 2
 #: Seconds after which a worker is killed, while it evaluates.
 KILLED_AFTER_S = 3.0
 Row = dict[str, Any]

@@ -28,7 +28,7 @@ PAGES = [
     *(f"docs/{name}.md" for name in ("start", "recipes", "search", "report")),
 ]
 #: Whose verbs have tests of their own, and which are not typed here yet; the commands of a cluster need several machines.
-UNTYPED = [f"docs/{name}.md" for name in ("targets", "artifacts", "serving", "fleet", "cluster")]
+UNTYPED = [f"docs/{name}.md" for name in ("targets", "artifacts", "serving", "fleet", "cluster", "security")]
 QUICK_DATA = {"search_rows": 100, "sequence_length": 16}
 #: Appended to a command that would otherwise measure for minutes.
 QUICK_OPTIONS = {

@@ -44,7 +44,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "finetune": {"teacher": None, "epochs": 1, "importance_rows": 64},
         "search": {"warm_start": 8, "rounds": 1, "batch": 2, "population": 10, "generations": 3, "deployed": 0},
         "profile": {"heldout": 2, "seconds": 1, "confirm_seconds": 1, "wait_seconds": 0},
-        "targets": {"cpu-test": ["95%"]},
+        "targets": {"cpu-test": ["macs<=90%"]},  # which no latency has a say in
     }  # fmt: skip
     (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return directory

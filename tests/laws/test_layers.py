@@ -40,8 +40,9 @@ FLOORS = {
     "verifying": 7,
     "pipeline": 8,
     "drafting": 8,
-    "faces": 9,
-    "__main__": 10,
+    "many_devices": 9,
+    "faces": 10,
+    "__main__": 11,
 }
 #: `data` and `values`, `errors` and the version; and the names that the package gives to Python, imported when they are asked for.
 ALLOWED = {("data", "values"), ("errors", ""), ("", "faces")}

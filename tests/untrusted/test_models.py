@@ -23,7 +23,6 @@ from instatune_deploy.elastic.pretrained import load_config, load_pretrained
 from instatune_deploy.errors import ArtifactError, CheckpointError, InstatuneError
 from instatune_deploy.fleets import write_fleet
 from instatune_deploy.repositories import write_repository
-from instatune_deploy.serving.members import open_members
 from instatune_deploy.stages.export import open_artifact
 from instatune_deploy.values.archives import read_archive
 from instatune_deploy.values.deployment import Deployment
@@ -125,7 +124,7 @@ def artifact(original: Path, tmp_path: Path) -> Path:
 
 OPENERS: dict[str, Callable[[Path], object]] = {
     "verify": lambda path: verify_artifact(path, latency=False, report=lambda line: None),
-    "serve": open_members,
+    "serve": open_artifact,  # as its members are; MLServer's messages and Triton's cannot be in one process
     "fleet": lambda path: write_fleet({"a": path}, path.parent / "fleet"),
     "package": lambda path: write_repository(path, "triton", path.parent / "repository", name="a"),
 }
