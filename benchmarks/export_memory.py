@@ -119,7 +119,7 @@ def export_one(directory: Path) -> Row:
     network = supernet.extract(ARCHITECTURE)
     made = export(
         network, ARCHITECTURE, Deployment("openvino"), supernet.shape(TOKENS), processor, samples, [samples],
-        directory / "artifact", target="cpu", metric="accuracy", predicted=None, empty=True,
+        directory / "artifact", target="cpu", metric="accuracy", predicted=None,
     )  # fmt: skip
     return {
         "subnetwork_bytes": 4 * made.manifest.parameters, "supernet_bytes": sum(p.nbytes for p in supernet.model.parameters()),

@@ -146,7 +146,7 @@ def export_network(
         job.tuned(architecture, tune_epochs) if tune_epochs else job.supernet.extract(architecture), architecture, deployment, job.shape, job.processor, _samples(job), job.calibration,
         directory,
         target=target.name, metric=job.recipe.metric, predicted=predicted, gate=gate, opset=opset, fixed=fixed,
-        made_from=job.contents | {"super-network": job.supernet_key}, empty=True,
+        made_from=job.contents | {"super-network": job.supernet_key},
     )  # fmt: skip
 
 

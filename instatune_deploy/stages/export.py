@@ -19,7 +19,7 @@ from instatune_deploy.device.lowering.gate import Gate, hold
 from instatune_deploy.device.lowering.onnx import OPSET, export_onnx
 from instatune_deploy.device.lowering.torch import export_torch
 from instatune_deploy.device.lowering.variants import IR, ONNX, lower, reads_images
-from instatune_deploy.device.runtimes.base import get_runtime, give_back_memory, run_file
+from instatune_deploy.device.runtimes.base import get_runtime, run_file
 from instatune_deploy.device.runtimes.fixed import filled
 from instatune_deploy.errors import ArtifactError, UsageError
 from instatune_deploy.values.deployment import Deployment
@@ -57,7 +57,7 @@ def export(
     network: PreTrainedModel, architecture: Architecture, deployment: Deployment, shape: NetworkShape,
     processor: Processor, samples: dict[str, np.ndarray], calibration: Sequence[dict[str, np.ndarray]],
     directory: Path, *, target: str, metric: str, predicted: Predicted | None, gate: Gate | None = None,
-    opset: int = OPSET, fixed: FixedSizes | None = None, made_from: Mapping[str, str] | None = None, empty: bool = False,
+    opset: int = OPSET, fixed: FixedSizes | None = None, made_from: Mapping[str, str] | None = None,
 ) -> Artifact:  # fmt: skip
     """Write the artifact of a sub-network; `directory` appears only when every file was checked.
 
@@ -71,7 +71,6 @@ def export(
         opset: ONNX operator set, see `export_onnx`.
         made_from: what the network was made from, by name, for the manifest.
         fixed: sizes that every call of the files will have; `samples` and `calibration` may have others. None: any.
-        empty: whether the network may lose its weights once the files hold them: runtimes need as much memory again, and more.
 
     Raises:
         UsageError: sizes are to be fixed in a file that cannot do with them.
@@ -90,9 +89,6 @@ def export(
         files = file_deployments(deployment)
         for how in files.values():
             write_file(network, tensors, draft, how, calibration)
-        if empty:
-            torch.nn.Module.to(network, "meta")
-            give_back_memory()
         kept: tuple[str, ...] = ()
         if gate is not None and deployment.precision == "int8":
             kept = hold(draft, deployment, calibration, gate, image=reads_images(tensors)).names
