@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from instatune_deploy.errors import TableError
 from instatune_deploy.values.deployment import Deployment
@@ -35,14 +37,20 @@ def tables_for(directory: Path, target: str, signature: str, deployment: Deploym
         TableError: one of them, or a file where one should lie, is damaged; names the file and the field.
     """
     expected = directory / table_file(target, signature, deployment)
+    wanted = (
+        target, signature, deployment.runtime, deployment.precision, deployment.threads, deployment.batch, deployment.device,
+    )  # fmt: skip
     found = []
     for path in sorted(directory.rglob("*.json")):
         if any(part.startswith(".") for part in path.relative_to(directory).parts):
             continue  # drafts and journals
-        text = read_text(path)
-        if path != expected and not _has_key(text, target, signature, deployment):
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise TableError(f"{path}: cannot be read: {error}") from None
+        if path != expected and _key_of(path, state.st_ino, state.st_mtime_ns, state.st_size) != wanted:
             continue
-        table = LatencyTable.from_json(text, str(path))
+        table = LatencyTable.from_json(read_text(path), str(path))
         if (table.target, table.signature, table.deployment.name) == (target, signature, deployment.name):
             found.append((path, table))
         elif path == expected:
@@ -52,18 +60,17 @@ def tables_for(directory: Path, target: str, signature: str, deployment: Deploym
     return found
 
 
-def _has_key(text: str, target: str, signature: str, deployment: Deployment) -> bool:
-    """Whether a file may be a table with this key; a damaged one of another key is nobody's problem here."""
-    if signature not in text:
-        return False
+@cache
+def _key_of(path: Path, inode: int, written_ns: int, size: int) -> tuple[Any, ...] | None:
+    """Target, signature and deployment that a file says it is the table of; None: it says no such thing, and a damaged one of
+    another key is nobody's problem here. Read once as long as the file stays what it is: it is asked for every key there is."""
     try:
-        data = parse_json(text)
-        found = {key: data["deployment"][key] for key in ("runtime", "precision", "threads", "batch")}
-        key = (data["target"], data["signature"], {**found, "device": data["deployment"].get("device", "cpu")})
+        data = parse_json(read_text(path))
+        deployment = data["deployment"]
+        found = tuple(deployment[name] for name in ("runtime", "precision", "threads", "batch"))
+        return data["target"], data["signature"], *found, deployment.get("device", "cpu")
     except (ValueError, KeyError, TypeError, AttributeError):
-        return False
-    wanted = {key: getattr(deployment, key) for key in ("runtime", "precision", "threads", "batch", "device")}
-    return key == (target, signature, wanted)
+        return None
 
 
 def find_table(
