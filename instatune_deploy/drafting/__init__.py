@@ -17,7 +17,7 @@ from instatune_deploy.drafting.columns import Columns, find_columns
 from instatune_deploy.drafting.model import judge, lengths, stride
 from instatune_deploy.drafting.source import find_source
 from instatune_deploy.drafting.writing import Draft, to_yaml
-from instatune_deploy.elastic.families import axis_map
+from instatune_deploy.elastic.families import inputs_of
 from instatune_deploy.elastic.pretrained import load_config, space_for
 from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.errors import DatasetError, TargetError, UnknownNameError
@@ -97,8 +97,7 @@ def _find(model: str, data: str, wishes: Wishes, report: Report) -> Draft:
     source = find_source(data)
     rows = read_rows(source.train)
     report(f"{source.train}: {len(rows):,} rows with {', '.join(rows.column_names)}")
-    reads = axis_map(config.model_type).inputs
-    columns = find_columns(rows, reads, wishes.columns, task=task, source=source.train)
+    columns = find_columns(rows, inputs_of(config), wishes.columns, task=task, source=source.train)
     report(f"task {columns.task}: {', '.join(f'{key} {name}' for key, name in columns.names.items())}")
     section = DataSection.model_validate({"train": source.train, **columns.names})
     given = (wishes.report,) if wishes.report else source.reports

@@ -12,15 +12,21 @@ from instatune_deploy.data.heads import get_head
 from instatune_deploy.errors import DatasetError, UsageError
 from instatune_deploy.values.recipe import METRICS, DataSection, Task
 
+#: What a sample is for a model.
+Reads = Literal["text", "image", "image-text"]
 Kind = Literal["image", "text", "class", "integer", "number", "truth", "words", "tags", "answers", "other"]
 
-_LABELS = ("label", "labels", "target", "class", "category", "sentiment", "score", "y", "rating", "stars", "similarity")
+_LABELS = (
+    "label", "labels", "target", "class", "category", "sentiment", "score", "y", "rating", "stars", "similarity", "answer",
+)  # fmt: skip
 _TEXTS = ("text", "sentence", "content", "review", "document", "tweet", "comment", "utterance", "body")
 _PAIRS = (
     ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
     ("text_a", "text_b"), ("text1", "text2"), ("query", "passage"), ("text", "text_pair"), ("sentence_a", "sentence_b"),
 )  # fmt: skip
 _IMAGES = ("image", "img", "picture", "pixels")
+#: Of questions about images.
+_QUESTIONS = ("question", *_TEXTS)
 _TOKENS, _TAGS = ("tokens", "words"), ("tags", "ner_tags", "labels", "pos_tags")
 #: Values that are looked at.
 SAMPLED = 2000
@@ -38,9 +44,7 @@ class Columns:
     why: str
 
 
-def find_columns(
-    rows: Dataset, reads: Literal["text", "image"], given: Mapping[str, str], *, task: Task | None, source: str
-) -> Columns:
+def find_columns(rows: Dataset, reads: Reads, given: Mapping[str, str], *, task: Task | None, source: str) -> Columns:
     """The task of `rows` and its columns.
 
     Args:
@@ -75,10 +79,10 @@ class _Search:
         self.rows, self.kinds, self.given, self.source = rows, kinds, given, source
         self.why = "as the options say"
 
-    def task(self, reads: Literal["text", "image"]) -> Task:
+    def task(self, reads: Reads) -> Task:
         """The task that the columns are for."""
-        if reads == "image":
-            return "image-classification"
+        if reads != "text":
+            return "image-classification" if reads == "image" else "visual-question-answering"
         if self._of("answers") and {"question", "context"} & {*self.rows.column_names, *self.given}:
             return "question-answering"
         if self._of("words") and self._of("tags"):
@@ -104,6 +108,10 @@ class _Search:
             )
         if task == "image-classification":
             return {"image": self._one("image", "image", _IMAGES), "label": self._label()}
+        if task == "visual-question-answering":
+            label = self._label()
+            text = self._one("text", "text", _QUESTIONS, but=label)
+            return {"image": self._one("image", "image", _IMAGES), "text": text, "label": label}
         if task == "token-classification":
             return {"tokens": self._one("tokens", "words", _TOKENS), "tags": self._one("tags", "tags", _TAGS)}
         # Those that have their usual names.
@@ -179,11 +187,11 @@ class _Search:
             "--text, and the second of a pair with --text-pair"
         )
 
-    def _one(self, key: str, kind: Kind, names: Sequence[str]) -> str:
-        """The one column of a kind, by its name if there are several."""
+    def _one(self, key: str, kind: Kind, names: Sequence[str], *, but: str | None = None) -> str:
+        """The one column of a kind, by its name if there are several; it is not the column `but`."""
         if key in self.given:
             return self.given[key]
-        found = self._of(kind)
+        found = [name for name in self._of(kind) if name != but]
         named = [name for wanted in names for name in found if name.lower() == wanted]
         if len(found) == 1 or named:
             return (named or found)[0]

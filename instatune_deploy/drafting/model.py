@@ -60,14 +60,12 @@ def _token_ids(task: Task, rows: Dataset, data: DataSection, processor: Processo
     tokenizer = processor.inner
     if task == "token-classification":
         found = tokenizer(list(rows[data.tokens]), is_split_into_words=True, verbose=False)
-    elif task in ("text-classification", "text-regression"):
-        texts = [str(text) for text in rows[data.text]]
-        pairs = [str(text) for text in rows[data.text_pair]] if data.text_pair else None
-        found = tokenizer(texts, pairs, verbose=False)
     elif task == "question-answering":
         found = tokenizer(list(rows[data.question]), list(rows[data.context]), verbose=False)
     else:
-        found = tokenizer(list(rows[data.question]), verbose=False)
+        texts = [str(text) for text in rows[data.text]]
+        pairs = [str(text) for text in rows[data.text_pair]] if data.text_pair else None
+        found = tokenizer(texts, pairs, verbose=False)
     ids: list[list[int]] = found["input_ids"]
     return ids
 
@@ -151,7 +149,7 @@ def _batches(model: PreTrainedModel, split: Split, processor: Processor) -> Any:
 
 def _commonest(task: Task, labels: Any) -> float:
     """The metric of always giving the commonest class, as far as a task has one; a modest value elsewhere."""
-    if task in ("text-classification", "image-classification"):
+    if task in ("text-classification", "image-classification", "visual-question-answering"):
         counts = np.unique(labels, return_counts=True)[1]
         return float(counts.max() / counts.sum())
     return 0.2

@@ -14,6 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from benchmarks.shapes_task import write_shapes, write_shapes_model
 from instatune_deploy.values.recipe import read_recipe
 from tests.helpers import TARGET, call_main, write_image_model, write_text_data, write_text_model
 
@@ -172,6 +173,19 @@ def test_a_folder_of_images(init: Init) -> None:
     assert (found["data"]["train"], found["data"]["report"]) == ("./photos/train", "./photos/val")
     assert "2 classes: cat, dog" in found["text"]
     assert "sequence_length" not in found["data"]
+
+
+def test_questions_about_images(init: Init, models: Path, tmp_path: Path) -> None:
+    write_shapes_model(models / "shapes", layers=2, hidden=48, heads=4, ffn=96)
+    rows = Dataset.from_parquet(str(write_shapes(tmp_path / "shapes.parquet", 120, seed=1)))
+    rows.rename_columns({"text": "question", "label": "answer"}).to_parquet("train.parquet")
+    found = init("train.parquet", model="shapes")
+    assert found["task"] == "visual-question-answering"
+    names = {key: found["data"][key] for key in ("image", "text", "label")}
+    assert names == {"image": "image", "text": "question", "label": "answer"}
+    assert found["data"]["sequence_length"] == 14  # it has no more positions
+    assert found["space"]["depths"] == [1, 2]
+    assert "7 classes: blue, green, none" in found["text"]
 
 
 def test_a_head_for_other_classes_is_replaced(init: Init) -> None:
