@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.finetune_cells import PRECISION
-from benchmarks.results import RESULTS, write_result
+from benchmarks.results import read_rows, write_result
 from benchmarks.tuning_tasks import SUBJECTS, Material
 from instatune_deploy.device.lowering.onnx import export_onnx
 from instatune_deploy.device.lowering.variants import ONNX, lower, parts
@@ -328,8 +328,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted.supernet = wanted.supernet or Path("runs/finetune-accuracy") / wanted.task / "best-0" / "supernet"
     wanted.teacher = wanted.teacher or wanted.supernet.parent / "teacher"
     quiet_libraries()
-    result = RESULTS / f"{NAME}.json"
-    before = json.loads(result.read_text(encoding="utf-8"))["rows"] if result.is_file() else []
+    before = read_rows(NAME)
     rows = before
     if not wanted.write:
         rows = [row for row in before if row["task"] != wanted.task] + run_task(wanted.task, wanted)

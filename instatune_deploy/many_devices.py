@@ -17,7 +17,7 @@ from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.matrix import Cell, Matrix
 from instatune_deploy.values.progress import Begun
 from instatune_deploy.values.target import Target
-from instatune_deploy.workspace import is_run, write_json
+from instatune_deploy.workspace import check_run, write_json
 
 Report = Callable[[str], None]
 
@@ -60,13 +60,10 @@ def _searched(plan: FleetPlan, report: Report) -> Job:
     Raises:
         UsageError: there is no such run, or none of its sub-networks was evaluated yet.
     """
-    if not is_run(Path(plan.run)):
-        raise UsageError(f"{plan.run} is not a run directory: `instatune-deploy run` makes those")
+    check_run(Path(plan.run))
     job = open_run(Path(plan.run), report)
-    changes: dict[str, Any] = {"percentile": plan.percentile} if plan.percentile else {}
-    if plan.foreign_tables:
-        changes["profile"] = job.recipe.profile.model_copy(update={"foreign_tables": True})
-    job.recipe = job.recipe.model_copy(update=changes)
+    changes = {"percentile": plan.percentile} if plan.percentile else {}
+    job.recipe = job.recipe.with_foreign_tables(plan.foreign_tables).model_copy(update=changes)
     if not job.workspace.path("evaluations.jsonl").is_file():
         raise UsageError(
             f"{plan.run}: its sub-networks were not searched yet: `instatune-deploy run {plan.run}/recipe.yaml --out {plan.run}`"

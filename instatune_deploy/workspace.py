@@ -106,6 +106,16 @@ def is_run(directory: Path) -> bool:
     return (directory / RECORDS).is_dir()
 
 
+def check_run(directory: Path) -> None:
+    """Make sure that `directory` is that of a run.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not is_run(directory):
+        raise UsageError(f"{directory} is not a run directory: `instatune-deploy run` makes those")
+
+
 @dataclass(frozen=True)
 class StageRecord:
     """A stage that was finished: its name, its outputs relative to the run's directory, and when (UTC)."""

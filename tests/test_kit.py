@@ -23,7 +23,6 @@ from instatune_deploy.device.fingerprint import detect, runtime_versions
 from instatune_deploy.device.samples import Samples
 from instatune_deploy.errors import ArtifactError, InstatuneError, MeasurementError, TableError, UsageError
 from instatune_deploy.faces.cli import app
-from instatune_deploy.faces.cli.run import with_foreign_tables
 from instatune_deploy.kit import import_results
 from instatune_deploy.kit.manifest import Kit, parse
 from instatune_deploy.kit.runner import why_not
@@ -398,8 +397,8 @@ def test_foreign_tables_are_used_only_when_asked_for(verb: str) -> None:
     recipe = Recipe.model_validate(
         {"model": "m", "task": "text-classification", "data": data, "targets": {"t": ["8ms"]}}
     )
-    assert not with_foreign_tables(recipe, False).profile.foreign_tables
-    assert with_foreign_tables(recipe, True).profile.foreign_tables
+    assert not recipe.with_foreign_tables(False).profile.foreign_tables
+    assert recipe.with_foreign_tables(True).profile.foreign_tables
     assert not recipe.profile.foreign_tables
 
 

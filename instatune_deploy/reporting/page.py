@@ -43,14 +43,18 @@ def render(template: str, context: dict[str, Any]) -> str:
     # A page's own scripts and styles are no text of a run: they go in as they are.
     safe = {
         "css": _text("page.css"),
-        "plotly": get_plotlyjs().replace("</script", "<\\/script"),
         "script": _text("figures.js") + _text("front.js"),
     }
     return _environment().get_template(template).render(
-        **{name: Markup(text) for name, text in safe.items()},
+        **{name: Markup(text) for name, text in safe.items()}, plotly=_plotly,
         generator=GENERATOR, version=__version__, written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         **context,
     )  # fmt: skip
+
+
+def _plotly() -> Markup:
+    """Megabytes of script, for the pages that have figures."""
+    return Markup(get_plotlyjs().replace("</script", "<\\/script"))
 
 
 def run_page(record: RunRecord) -> str:

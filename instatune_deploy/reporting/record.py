@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pydantic
 
-from instatune_deploy.errors import InstatuneError, UsageError
+from instatune_deploy.errors import InstatuneError
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.evaluations import read_evaluations
 from instatune_deploy.values.front import Evaluation, ParetoFront, Predicted
@@ -20,7 +20,7 @@ from instatune_deploy.values.manifest import MANIFEST_NAME, Manifest
 from instatune_deploy.values.recipe import Recipe, read_recipe
 from instatune_deploy.values.selection import Selection
 from instatune_deploy.values.space import Architecture, SearchSpace
-from instatune_deploy.workspace import StageRecord, Workspace, is_run
+from instatune_deploy.workspace import StageRecord, Workspace, check_run
 
 Value = TypeVar("Value")
 
@@ -157,8 +157,7 @@ def read_run(directory: Path) -> RunRecord:
         UsageError: it is no run's directory.
         RecipeError: its recipe is missing or damaged.
     """
-    if not is_run(directory):
-        raise UsageError(f"{directory} is not a run directory: `instatune-deploy run` makes those")
+    check_run(directory)
     recipe = read_recipe(directory / "recipe.yaml")
     reader = _Reader(directory)
     spaces = reader.all("supernet/search_space.json", lambda path: SearchSpace.from_dict(_json(path)))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from instatune_deploy.errors import UsageError, did_you_mean
-from instatune_deploy.workspace import LOCK, RECORDS, StageRecord, Workspace, is_run
+from instatune_deploy.workspace import LOCK, RECORDS, StageRecord, Workspace, check_run, is_run
 
 #: Everything that a run makes in its directory, by its name there. Whatever else lies there is not the run's.
 OWN = frozenset({
@@ -73,7 +73,7 @@ def named_run(name: Path) -> Path:
         if is_run(path):
             return path
     if name.exists():
-        raise UsageError(f"{name} is not a run directory: `instatune-deploy run` makes those")
+        check_run(name)  # which it is not
     raise UsageError(f"there is no run {name}{did_you_mean(str(name), [str(p) for p in runs_in(Path('runs'))])}")
 
 

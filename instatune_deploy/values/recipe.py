@@ -377,6 +377,12 @@ class Recipe(Section):
                     Budget.parse(budget, metric=info.data.get("metric", "metric"))
         return targets
 
+    def with_foreign_tables(self, wanted: bool) -> Recipe:
+        """This recipe, with foreign latency tables allowed where that is wanted; what it says itself holds otherwise."""
+        if not wanted:
+            return self
+        return self.model_copy(update={"profile": self.profile.model_copy(update={"foreign_tables": True})})
+
     def front_file(self, target: str) -> str:
         """Where a run keeps the front of a target, relative to its directory; those of unusual objectives or limits have names of
         their own."""

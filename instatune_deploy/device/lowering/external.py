@@ -35,6 +35,15 @@ def check_external(path: Path, known: Container[str]) -> None:
                 )
 
 
+def move_out(tensor: Any, location: str, offset: int, length: int) -> None:
+    """Say that a tensor's bytes lie at `offset` of the file `location` beside its own; it loses those that it has."""
+    from onnx.external_data_helper import set_external_data
+
+    tensor.raw_data = b""  # the onnx library looks for it before it lets data be elsewhere
+    set_external_data(tensor, location, offset, length)
+    tensor.ClearField("raw_data")
+
+
 def _tensors(message: Any) -> Iterator[Any]:
     """Every tensor in a message of ONNX, wherever it stands: weights, attributes, functions, graphs in graphs."""
     import onnx

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
-from onnx.external_data_helper import set_external_data
+
+from instatune_deploy.device.lowering.external import move_out
 
 #: Weights that are smaller stay in the message.
 _LEAST_BYTES = 4096
@@ -52,9 +53,7 @@ def _weight(data: mmap.mmap, begin: int, end: int, location: str) -> onnx.Tensor
     if place is None:
         return None
     tensor = onnx.TensorProto.FromString(bytes(rest))
-    tensor.raw_data = b""  # the onnx library looks for it before it lets data be elsewhere
-    set_external_data(tensor, location, *place)
-    tensor.ClearField("raw_data")
+    move_out(tensor, location, *place)
     return tensor
 
 

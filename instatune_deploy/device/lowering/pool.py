@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from instatune_deploy.device.lowering.external import move_out
 from instatune_deploy.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ def pool_onnx(source: Path, destination: Path, pool: WeightPool) -> None:
         ArtifactError: it is unreadable, or its weights lie in a file of another name.
     """
     import onnx
-    from onnx.external_data_helper import set_external_data
 
     try:
         model = onnx.load(source, load_external_data=False)
@@ -65,9 +65,7 @@ def pool_onnx(source: Path, destination: Path, pool: WeightPool) -> None:
             weight = _raw_bytes(tensor, source.parent)
             if len(weight) < _PAGE_BYTES:
                 continue
-            tensor.raw_data = b""  # the onnx library looks for it before it lets data be elsewhere
-            set_external_data(tensor, POOL, pool.place(weight), len(weight))
-            tensor.ClearField("raw_data")
+            move_out(tensor, POOL, pool.place(weight), len(weight))
         onnx.save(model, destination)
     except ArtifactError:
         raise

@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,9 +16,9 @@ import typer
 
 from instatune_deploy import __version__
 from instatune_deploy.elastic.processes import is_main_process
-from instatune_deploy.errors import UsageError
+from instatune_deploy.errors import MissingExtraError, UsageError
 from instatune_deploy.faces.cli.failing import STOPPED, explain
-from instatune_deploy.workspace import is_run
+from instatune_deploy.workspace import check_run, is_run
 
 if TYPE_CHECKING:
     from instatune_deploy.faces.cli.bars import Lines
@@ -99,8 +100,7 @@ def find_run(given: Path | None) -> Path:
         UsageError: there is none, or several.
     """
     if given is not None:
-        if not is_run(given):
-            raise UsageError(f"{given} is not a run directory: `instatune-deploy run` makes those")
+        check_run(given)
         return given
     if is_run(Path()):
         return Path()
@@ -109,6 +109,12 @@ def find_run(given: Path | None) -> Path:
         found = ", ".join(map(str, runs)) or "none"
         raise UsageError(f"which run? give --run DIR (runs here: {found})")
     return runs[0]
+
+
+def missing_for_pages() -> MissingExtraError | None:
+    """What HTML pages are made with and is not installed; None: all is there."""
+    missing = [package for package in ("plotly", "jinja2") if find_spec(package) is None]
+    return MissingExtraError(missing[0], "report") if missing else None
 
 
 def quiet_libraries() -> None:

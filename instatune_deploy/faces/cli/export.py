@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from instatune_deploy.errors import UnknownNameError, UsageError
+from instatune_deploy.errors import UsageError
 from instatune_deploy.faces.cli.app import JsonOption, RunOption, app, emit, find_run, progress
-
-if TYPE_CHECKING:
-    from instatune_deploy.job import Job
-    from instatune_deploy.values.deployment import Deployment
-    from instatune_deploy.values.fixed import FixedSizes
 
 
 @app.command()
@@ -61,68 +56,23 @@ def export(
     directory = find_run(run)
 
     from instatune_deploy.device.lowering.onnx import OPSET
-    from instatune_deploy.exporting import confirmed, export_network
-    from instatune_deploy.pipeline import open_run
-    from instatune_deploy.values.space import Architecture
+    from instatune_deploy.faces.api import open_run
 
-    job = open_run(directory, progress())
-    wanted = job.target(target or next(iter(job.recipe.targets)))
-    known = {found.name: found for found in wanted.deployments}
-    if deployment is not None and deployment not in known:
-        raise UnknownNameError("deployment", deployment, known)
-    chosen = known[deployment] if deployment else wanted.deployments[0]
-    network = job.supernet.full if architecture == "full" else Architecture.parse(architecture)
-    artifact = export_network(
-        job,
-        wanted,
-        network,
-        chosen,
-        out,
-        None,
-        tune_epochs=tune_epochs,
-        max_drop=job.recipe.max_drop if max_drop is None else max_drop,
-        opset=opset or OPSET,
-        fixed=_fixed_sizes(job, chosen, fixed_length, batch=fixed_batch),
-    )
-    if confirm:
-        artifact = confirmed(job, wanted, artifact)
-    measured = artifact.manifest.measured
-    found = {"artifact": str(out), "architecture": str(network), "macs": artifact.manifest.macs}
+    opened = open_run(directory, report=progress())
+    artifact = opened.export(
+        architecture, out, target=target, deployment=deployment, confirm=confirm, tune_epochs=tune_epochs,
+        max_drop=max_drop, opset=opset or OPSET, fixed_length=fixed_length, fixed_batch=fixed_batch,
+    )  # fmt: skip
+    manifest = artifact.manifest
+    measured = manifest.measured
+    found = {"artifact": str(out), "architecture": manifest.architecture, "macs": manifest.macs}
     if as_json:
         emit({**found, "measured": None if measured is None else measured.__dict__})
         return
-    fixed = artifact.manifest.fixed
-    sizes = "" if fixed is None else f", for {fixed} alone"
-    typer.echo(f"{out}: {network}, {artifact.manifest.macs / 1e9:.3f} GMACs, opset {artifact.manifest.opset}{sizes}")
+    sizes = "" if manifest.fixed is None else f", for {manifest.fixed} alone"
+    typer.echo(f"{out}: {manifest.architecture}, {manifest.macs / 1e9:.3f} GMACs, opset {manifest.opset}{sizes}")
     if measured is not None:
         typer.echo(
-            f"measured on {chosen.name}: p50 {measured.p50_ms:.3f} ms, p90 {measured.p90_ms:.3f} ms, "
-            f"{job.recipe.metric} {100 * measured.metric:.2f}% on {measured.n} samples of the report split"
+            f"measured on {manifest.deployment.name}: p50 {measured.p50_ms:.3f} ms, p90 {measured.p90_ms:.3f} ms, "
+            f"{opened.recipe.metric} {100 * measured.metric:.2f}% on {measured.n} samples of the report split"
         )
-
-
-def _fixed_sizes(job: Job, deployment: Deployment, tokens: int | None, *, batch: bool) -> FixedSizes | None:
-    """The sizes to fix in a network's files: the deployment's batch, and the length of texts; None: nothing.
-
-    Args:
-        tokens: length of every text; None: any. Whoever fixes the length fixes the batch.
-        batch: whether to fix the batch.
-
-    Raises:
-        UsageError: the run's network reads no texts, or not of that length.
-    """
-    from instatune_deploy.elastic.probing import longest_text
-    from instatune_deploy.values.fixed import FixedSizes
-
-    if tokens is None:
-        return FixedSizes(deployment.batch) if batch else None
-    if job.processor.head.reads == "image":
-        raise UsageError(f"{job.recipe.task} has no texts whose length could be fixed: fix the batch")
-    longest = longest_text(job.config)
-    if tokens < job.recipe.data.sequence_length or (longest is not None and tokens > longest):
-        most = "" if longest is None else f" and at most {longest}"
-        raise UsageError(
-            f"a length of {tokens} tokens will not do: texts of this run have up to {job.recipe.data.sequence_length}, so "
-            f"fix at least that{most}"
-        )
-    return FixedSizes(deployment.batch, tokens)

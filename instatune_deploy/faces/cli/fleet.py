@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from instatune_deploy.errors import InfeasibleBudgetError, MissingExtraError, UsageError
-from instatune_deploy.faces.cli.app import JsonOption, RunOption, app, emit, find_run, progress
+from instatune_deploy.errors import InfeasibleBudgetError, UsageError
+from instatune_deploy.faces.cli.app import JsonOption, RunOption, app, emit, find_run, missing_for_pages, progress
 from instatune_deploy.faces.cli.run import ForeignTablesOption
-from instatune_deploy.faces.cli.select import check_percentile, job_to_select
+from instatune_deploy.faces.cli.select import check_percentile
 
 
 @app.command()
@@ -93,22 +92,17 @@ def fleet(
 
     report = progress()
     if latency_budget:
-        from instatune_deploy.pipeline import select
-        from instatune_deploy.values.budget import Budget
+        from instatune_deploy.faces.api import open_run
 
         home = find_run(run)
-        budgets = [Budget.parse(text) for text in latency_budget]
-        job = job_to_select(home, report, percentile, foreign_tables)
-        wanted = job.target(target or next(iter(job.recipe.targets)))
-        front = job.search([wanted])[wanted.name]
+        opened = open_run(home, foreign_tables=foreign_tables, report=report)
         chosen: dict[tuple[str, str], str] = {}
-        for budget in budgets:
-            selection = select(job, wanted, front, budget)
+        for selection in opened.select_each(latency_budget, target, percentile=percentile):
             network = (selection.architecture, selection.deployment)
             if network in chosen:
-                report(f"for {budget.text} the same network is best as for {chosen[network]}: it is one member")
+                report(f"for {selection.budget} the same network is best as for {chosen[network]}: it is one member")
                 continue
-            chosen[network] = budget.text
+            chosen[network] = selection.budget
             _add(directories, Path(selection.artifact).name, home / selection.artifact)
     written = write_fleet(directories, out, report=report)
     emit(written.to_dict()) if as_json else print_fleet(written)
@@ -129,14 +123,14 @@ def _fill(path: Path, foreign_tables: bool, export: bool, as_json: bool) -> None
     report = progress()
     matrix, written = fill_matrix(plan, path.stem, report, export=export)
     files = {"matrix": str(written)}
-    if all(find_spec(package) for package in ("plotly", "jinja2")):
+    if (missing := missing_for_pages()) is None:
         from instatune_deploy.reporting.matrix import matrix_page
 
         page = written.with_suffix(".html")
         write_text(page, matrix_page(path.stem, matrix))
         files["page"] = str(page)
     else:
-        report(f"no page was written: {MissingExtraError('jinja2', 'report')}")
+        report(f"no page was written: {missing}")
     if as_json:
         emit({**files, **matrix.to_dict()})
     else:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from instatune_deploy.errors import MissingExtraError, UsageError
-from instatune_deploy.faces.cli.app import JsonOption, app, emit, find_run
+from instatune_deploy.errors import UsageError
+from instatune_deploy.faces.cli.app import JsonOption, app, emit, find_run, missing_for_pages
 
 
 @app.command()
@@ -42,9 +41,8 @@ def report(
         raise UsageError(f"--compare takes two run directories, found {len(given)}")
     if not compare and len(given) > 1:
         raise UsageError(f"one run directory, please, found {len(given)}; --compare shows two side by side")
-    for package in ("plotly", "jinja2"):
-        if find_spec(package) is None:
-            raise MissingExtraError(package, "report")
+    if (lacking := missing_for_pages()) is not None:
+        raise lacking
 
     from instatune_deploy.reporting.comparison import comparison_page
     from instatune_deploy.reporting.page import is_page, run_page

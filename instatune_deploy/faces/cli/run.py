@@ -21,7 +21,6 @@ from instatune_deploy.faces.cli.app import (
 if TYPE_CHECKING:
     from instatune_deploy.job import Job
     from instatune_deploy.planning.steps import Step
-    from instatune_deploy.values.recipe import Recipe
 
 ForeignTablesOption = Annotated[
     bool,
@@ -30,13 +29,6 @@ ForeignTablesOption = Annotated[
         help="Where there is no latency table of this machine and runtime version, use one of another, with a warning.",
     ),
 ]
-
-
-def with_foreign_tables(recipe: Recipe, wanted: bool) -> Recipe:
-    """`recipe`, with foreign latency tables allowed where that is wanted; what it says itself holds otherwise."""
-    if not wanted:
-        return recipe
-    return recipe.model_copy(update={"profile": recipe.profile.model_copy(update={"foreign_tables": True})})
 
 
 @app.command()
@@ -56,7 +48,7 @@ def run(
     """
     from instatune_deploy.values.recipe import read_recipe
 
-    checked = with_foreign_tables(read_recipe(recipe), foreign_tables)
+    checked = read_recipe(recipe).with_foreign_tables(foreign_tables)
     directory = out or Path("runs") / checked.name
 
     from instatune_deploy import pipeline

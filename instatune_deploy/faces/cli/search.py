@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from instatune_deploy.faces.cli.app import JsonOption, RayOption, RunOption, app, emit, find_run, progress
-from instatune_deploy.faces.cli.run import ForeignTablesOption, with_foreign_tables
+from instatune_deploy.faces.cli.run import ForeignTablesOption
 
 
 @app.command()
@@ -44,29 +44,19 @@ def search(
     """
     directory = find_run(run)
 
-    from instatune_deploy.faces.executors import executor_of
+    from instatune_deploy.faces.api import open_run
     from instatune_deploy.faces.tables import print_front
-    from instatune_deploy.pipeline import open_run
-    from instatune_deploy.searching import read_front
 
-    lines = progress()
-    job = open_run(directory, lines, executor_of(ray, lines))
-    recipe = with_foreign_tables(job.recipe, foreign_tables)
-    given = {"objectives": objective, "limits": limit}
-    changed = recipe.search.model_copy(update={key: value for key, value in given.items() if value})
-    changed.goals(recipe.metric)  # raises where they make no sense, before anything else is done
-    job.recipe = recipe.model_copy(update={"search": changed})
-    targets = [job.target(name) for name in target or [next(iter(recipe.targets))]]
-    if front:
-        fronts = {wanted.name: read_front(job.workspace, job.recipe, wanted.name) for wanted in targets}
-    else:
-        fronts = job.search(targets)
+    opened = open_run(directory, foreign_tables=foreign_tables, ray=ray, report=progress())
+    fronts = opened.search(target or (), objectives=objective or (), limits=limit or (), found_before=front)
+    percentile = opened.recipe.percentile
     if as_json:
-        head = {"percentile": recipe.percentile, "objectives": [str(o) for o in next(iter(fronts.values())).objectives]}
+        head = {"percentile": percentile, "objectives": [str(o) for o in next(iter(fronts.values())).objectives]}
         if len(fronts) == 1:
-            emit({"target": targets[0].name, **head, "front": fronts[targets[0].name].to_list()})
+            ((name, found),) = fronts.items()
+            emit({"target": name, **head, "front": found.to_list()})
         else:
             emit({**head, "fronts": {name: found.to_list() for name, found in fronts.items()}})
         return
     for name, found in fronts.items():
-        print_front(name, found, recipe.percentile)
+        print_front(name, found, percentile)

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from instatune_deploy.errors import UsageError
 from instatune_deploy.faces.cli.app import JsonOption, RayOption, RunOption, app, emit, find_run, progress
-from instatune_deploy.faces.cli.run import ForeignTablesOption, with_foreign_tables
-
-if TYPE_CHECKING:
-    from instatune_deploy.executor import Executor
-    from instatune_deploy.job import Job
+from instatune_deploy.faces.cli.run import ForeignTablesOption
 
 
 @app.command()
@@ -71,18 +65,16 @@ def select(
         raise UsageError("which budget? give --latency-budget 8ms, --size-budget 30MB, --max-loss 0.5 or others")
     if prefer not in (None, *PREFERENCES):
         raise UsageError(f"unknown preference {prefer!r}; known: {', '.join(PREFERENCES)}")
-    budget = Budget.parse(", ".join([*given, *([prefer] if prefer else [])]))
+    budget = ", ".join([*given, *([prefer] if prefer else [])])
+    Budget.parse(budget)  # raises where it is none, before PyTorch is imported
     check_percentile(percentile)
     directory = find_run(run)
 
-    from instatune_deploy.faces.executors import executor_of
+    from instatune_deploy.faces.api import open_run
     from instatune_deploy.faces.tables import print_selections
-    from instatune_deploy.pipeline import select as select_network
 
-    lines = progress()
-    job = job_to_select(directory, lines, percentile, foreign_tables, tune_epochs, executor_of(ray, lines))
-    wanted = job.target(target or next(iter(job.recipe.targets)))
-    selection = select_network(job, wanted, job.search([wanted])[wanted.name], budget)
+    opened = open_run(directory, foreign_tables=foreign_tables, ray=ray, report=progress())
+    selection = opened.select(budget, target, percentile=percentile, tune_epochs=tune_epochs)
     if as_json:
         emit(selection.to_dict())
     else:
@@ -99,19 +91,3 @@ def check_percentile(percentile: str | None) -> None:
 
     if percentile not in (None, *PERCENTILES):
         raise UsageError(f"unknown percentile {percentile!r}; known: {', '.join(PERCENTILES)}")
-
-
-def job_to_select(
-    directory: Path, report: Callable[[str], None], percentile: str | None, foreign_tables: bool,
-    tune_epochs: float | None = None, executor: Executor | None = None,
-) -> Job:  # fmt: skip
-    """The job of the run in `directory`, with what is asked for in the place of what its recipe says; None: the recipe's,
-    and for `executor` this machine."""
-    from instatune_deploy.executor import LOCAL
-    from instatune_deploy.pipeline import open_run
-
-    job = open_run(directory, report, executor or LOCAL)
-    asked = {"percentile": percentile, "tune_epochs": tune_epochs}
-    changes = {key: value for key, value in asked.items() if value is not None}
-    job.recipe = with_foreign_tables(job.recipe, foreign_tables).model_copy(update=changes)
-    return job

@@ -159,8 +159,12 @@ class Evaluator:
             if not running:
                 break
             for chunk, outputs in self._run(running, self.runs.batches(part)):
-                own = dict(self._whole(chunk, outputs))
-                found = {a: [*before, *own.get(a, [])] for a, before in found.items() if a not in chunk or a in own}
+                whole = dict(self._whole(chunk, outputs))
+                for architecture in chunk:
+                    if architecture in whole:
+                        found[architecture] += whole[architecture]
+                    else:
+                        del found[architecture]
             running = [a for a in running if a in found]
             if not running:
                 break
