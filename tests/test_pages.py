@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,21 +15,26 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from datasets import Dataset
+from nbclient import NotebookClient
 
-from tests.helpers import TARGET, call_main, write_text_data, write_text_model
+from tests.helpers import TARGET, call_command, call_main, write_text_data, write_text_model
 from tests.walkthrough import QUICK
 
 ROOT = Path(__file__).parents[1]
 #: Pages in the order in which somebody reads them: what is made on one is used on the next.
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("start", "recipes", "search", "report")),
-]
-#: Whose verbs have tests of their own, and which are not typed here yet; the commands of a cluster need several machines.
-UNTYPED = [f"docs/{name}.md" for name in ("targets", "artifacts", "serving", "fleet", "cluster", "security")]
+    *(
+        f"docs/{name}.md"
+        for name in (
+            "start", "recipes", "search", "report", "targets", "artifacts", "serving", "fleet", "security", "cluster"
+        )
+    ),
+]  # fmt: skip
 QUICK_DATA = {"search_rows": 100, "sequence_length": 16}
 #: Appended to a command that would otherwise measure for minutes.
 QUICK_OPTIONS = {
@@ -42,10 +48,10 @@ TINY = {
     "--latency-budget 50% --latency-budget 80%": "--latency-budget 95% --latency-budget 300%",
 }  # fmt: skip
 TINY_TARGETS = {"cpu-avx512": ["8ms", "95%"]}
-NEEDS_MORE_THAN_A_TINY_MODEL = (
-    "select",
-    "search",
-)  # whose networks lose too much, or are no faster: nothing may fit a budget
+#: What docs/fleet.md asks for, of fewer targets and budgets.
+TINY_FLEET = {"targets": ["cpu-avx512", "my-box.yaml"], "budgets": ["95%"], "batches": [1, 2]}
+#: Its networks lose too much, or are no faster: nothing may fit a budget.
+NEEDS_MORE_THAN_A_TINY_MODEL = ("select", "search", "fleet")
 STARTED_WITHIN_S = 60
 READY = "http://localhost:8080/v2/health/ready"
 
@@ -65,7 +71,7 @@ def commands(page: str) -> list[str]:
 
 def test_every_page_with_commands_is_read_here() -> None:
     found = [path for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")) if "```console" in path.read_text()]
-    assert {str(path.relative_to(ROOT)) for path in found} == {*PAGES, *UNTYPED}
+    assert {str(path.relative_to(ROOT)) for path in found} == {*PAGES}
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +85,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = yaml.safe_load(blocks("README.md", "yaml")[0])
     recipe = {**recipe, **QUICK, "targets": TINY_TARGETS, "data": {**recipe["data"], **QUICK_DATA}}
     (directory / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    plan = {**yaml.safe_load(blocks("docs/fleet.md", "yaml")[0]), **TINY_FLEET}
+    (directory / "fleet.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
     (directory / "targets").mkdir()
     deployments = [{"runtime": "openvino"}]
     for path in ("targets/cpu-avx512", "targets/cpu-avx2", "targets/cpu-arm-neon", "my-box"):
@@ -99,6 +107,43 @@ def server() -> Iterator[list[subprocess.Popen[bytes]]]:
     yield started
     for process in started:
         stop(process)
+
+
+class RayNodes:
+    """Nodes of a Ray cluster on this machine; its head is at `address`."""
+
+    def __init__(self) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = "127.0.0.1:{1}".format(*free.getsockname())
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, command: str) -> None:
+        """As `command` does; but it stays in the foreground, so that it can be stopped and other clusters are not."""
+        port = self.address.partition(":")[2]
+        line = command.replace("--head", f"--head --port={port} --include-dashboard=false")
+        self._started.append(
+            subprocess.Popen(["bash", "-c", f"exec {line} --num-cpus=1 --block"], start_new_session=True)
+        )
+        end = time.monotonic() + STARTED_WITHIN_S
+        while subprocess.run(
+            ["ray", "health-check", "--address", self.address], capture_output=True, check=False
+        ).returncode:
+            assert time.monotonic() < end, "the head of the cluster does not answer"
+
+    def stop(self) -> None:
+        for process in self._started:
+            os.killpg(process.pid, signal.SIGTERM)
+        for process in self._started:
+            process.wait(60)
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayNodes]:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    found = RayNodes()
+    yield found
+    found.stop()
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -122,12 +167,13 @@ def await_ready(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_work_as_they_are_written(
-    page: str, folder: Path, typed: set[str], server: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    page: str, folder: Path, typed: set[str], server: list[subprocess.Popen[bytes]], nodes: RayNodes,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for command in commands(page):
+        command = command.replace("HEAD:6379", nodes.address)
         words = shlex.split(command)
         if command in typed and words[1:2] != ["serve"]:  # what follows asks that server
             continue
@@ -139,8 +185,19 @@ def test_commands_work_as_they_are_written(
                 stop(server.pop())
             server.append(subprocess.Popen([sys.executable, "-m", "instatune_deploy", *words[1:]]))
             await_ready(server[-1])
+        elif words[0] == "export":
+            for setting in words[1:]:
+                monkeypatch.setenv(*setting.split("=", 1))
+        elif words[:2] == ["ray", "start"]:
+            nodes.start(command)
+        elif "--ray" in words:  # Ray may have been set up in another way in this process
+            found = call_command(folder, *words[1:])
+            assert found.code == 0, found.err
         elif words[0] == "instatune-deploy":
-            code, out, error = call_main(monkeypatch, capsys, *words[1:], *QUICK_OPTIONS.get(words[1], []))
+            words += [] if "--import" in words else QUICK_OPTIONS.get(words[1], [])
+            if words[1] == "profile" and not {"--model", "--import"} & {*words}:
+                words += ["--model", "./my-model"]  # not BERT-base, which takes minutes
+            code, out, error = call_main(monkeypatch, capsys, *words[1:])
             if words[1] in NEEDS_MORE_THAN_A_TINY_MODEL and code == 3:
                 assert "nearest" in error
                 continue
@@ -148,10 +205,10 @@ def test_commands_work_as_they_are_written(
                 assert "OpenVINO Model Server runs OpenVINO" in error
                 continue
             assert code == 0, f"{command}\n{out}\n{error}"
-        elif words[:3] != ["pip", "install", "numpy"]:  # what a device without PyTorch needs is here
+        elif words[:2] != ["pip", "install"]:  # what is installed so is here
             line = command.replace("'&&'", "&&").replace("python ", f"{sys.executable} ")
-            found = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=200, check=False)
-            assert found.returncode == 0, f"{command}\n{found.stdout}\n{found.stderr}"
+            done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=200, check=False)
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         if not Path("my-artifact").exists() and command == "instatune-deploy run recipe.yaml":
             shutil.copytree("runs/run/artifacts/cpu-avx512/p50-95pct", "my-artifact")
 
@@ -165,3 +222,18 @@ def test_the_pages_python_runs(page: str, folder: Path) -> None:
         [sys.executable, "-c", example], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr
+
+
+def test_the_notebook_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the Python of the pages."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(ROOT / "docs" / "choosing.ipynb", as_version=4)
+    NotebookClient(
+        notebook, timeout=200, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    tables = [output["data"]["text/html"] for output in shown if "text/html" in output.get("data", {})]
+    assert "held-out networks" in tables[0]
+    assert "latency, ms (predicted)" in tables[1]
+    assert any("application/vnd.plotly.v1+json" in output.get("data", {}) for output in shown)
+    assert "samples of the report split" in "".join(output.get("text", "") for output in shown)

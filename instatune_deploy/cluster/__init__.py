@@ -59,7 +59,7 @@ def connect(address: str, report: Report) -> Cluster:
                 reason = " ".join(str(error).split())
                 raise UsageError(
                     f"no Ray cluster answers at {address} ({reason:.200}): start one with `ray start --head` and name its "
-                    "HOST:6379, or give --ray auto"
+                    "HOST:6379, set RAY_AUTH_MODE=token if it asks for a token, or give --ray auto"
                 ) from None
             ray.init(num_cpus=len(available_cpus()), resources=_offered_here(), **options)
     cluster = Cluster(report)
