@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from instatune_deploy.errors import InfeasibleBudgetError, TargetError, UsageError
+from instatune_deploy.executor import LOCAL, Executor
 from instatune_deploy.exporting import full_metric
 from instatune_deploy.job import Job
 from instatune_deploy.pipeline import open_run, select
@@ -22,21 +23,24 @@ from instatune_deploy.workspace import check_run, write_json
 Report = Callable[[str], None]
 
 
-def fill_matrix(plan: FleetPlan, name: str, report: Report, *, export: bool = True) -> tuple[Matrix, Path]:
+def fill_matrix(
+    plan: FleetPlan, name: str, report: Report, *, export: bool = True, executor: Executor = LOCAL
+) -> tuple[Matrix, Path]:
     """A network for every cell of a plan called `name`, and the file in the run's directory that the matrix was written to.
 
     The run's evaluations serve all targets. Each gets a table for its deployments, found or measured now, a front, and
     for each budget an artifact that was measured to keep it. What was done before is reused, also where this was stopped.
-    A target that this machine cannot serve is predicted by foreign tables, where the plan allows them.
+    A target that no site serves is predicted by foreign tables, where the plan allows them.
 
     Args:
         export: whether to export and measure; else all cells are predicted.
+        executor: where targets are measured.
 
     Raises:
         UsageError: the run was not searched, or the plan does not fit it.
-        TargetError: there is no table of a target that this machine cannot serve.
+        TargetError: there is no table of a target that no site serves.
     """
-    job = _searched(plan, report)
+    job = _searched(plan, report, executor)
     budgets = plan.wanted(job.recipe.metric)
     if placed := [b.text for b in budgets if any(limit.objective.place for limit in b.limits)]:
         raise UsageError(f"budget {placed[0]!r}: a fleet's budgets hold on each of its targets, not in one place")
@@ -54,14 +58,14 @@ def fill_matrix(plan: FleetPlan, name: str, report: Report, *, export: bool = Tr
     return matrix, path
 
 
-def _searched(plan: FleetPlan, report: Report) -> Job:
+def _searched(plan: FleetPlan, report: Report, executor: Executor) -> Job:
     """The job of the plan's run.
 
     Raises:
         UsageError: there is no such run, or none of its sub-networks was evaluated yet.
     """
     check_run(Path(plan.run))
-    job = open_run(Path(plan.run), report)
+    job = open_run(Path(plan.run), report, executor)
     changes = {"percentile": plan.percentile} if plan.percentile else {}
     job.recipe = job.recipe.with_foreign_tables(plan.foreign_tables).model_copy(update=changes)
     if not job.workspace.path("evaluations.jsonl").is_file():

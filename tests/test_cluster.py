@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -264,6 +265,13 @@ def test_a_run_measures_on_the_node_that_offers_the_target(
     there = Path("there/evaluations.jsonl").read_text(encoding="utf-8")
     assert there == Path("here/evaluations.jsonl").read_text(encoding="utf-8")
     assert '"precision": "ort-int8"' in there
+    # Other batches of a target are the business of whoever offers it.
+    plan = {"run": "./there", "targets": ["cpu-test"], "budgets": ["macs<=60%"], "batches": [2]}
+    Path("fleet.yaml").write_text(yaml.safe_dump(plan), encoding="utf-8")
+    code, out, error = call_main(monkeypatch, capsys, "fleet", "fleet.yaml", "--ray", nodes.address, "--json")
+    assert code == 0, error
+    (cell,) = json.loads(out)["cells"]
+    assert (cell["state"], cell["batch"]) == ("measured", 2)
 
 
 def test_a_target_that_no_node_offers_is_one_line_that_says_what_to_start(

@@ -70,7 +70,7 @@ def connect(address: str, report: Report) -> Cluster:
 def _offered_here() -> dict[str, float]:
     """The targets that this machine can serve, as resources."""
     found = servable(every_target(data_directories("targets")), detect())
-    return {one.target.name: 1.0 for one in found if one.reason is None}
+    return {one.target.device_kind: 1.0 for one in found if one.reason is None}
 
 
 def _knock(address: str) -> None:

@@ -44,7 +44,7 @@ class ClusterSite(Site):
         Raises:
             TargetError: there is no such node.
         """
-        node: str = self.cluster.node_of(self.target.name)["NodeID"]
+        node: str = self.cluster.node_of(self.target.device_kind)["NodeID"]
         if node not in self._surveys:
             self._surveys[node] = self._call("looking at the machine", tasks.survey, self.target, alone=False)
         return self._surveys[node]
@@ -80,7 +80,8 @@ class ClusterSite(Site):
         return found
 
     def _call(self, doing: str, function: Callable[..., Any], *arguments: Any, alone: bool) -> Any:
-        return self.cluster.on_node(self.target.name, f"{self.target.name}: {doing}", function, *arguments, alone=alone)
+        kind = self.target.device_kind
+        return self.cluster.on_node(kind, f"{self.target.name}: {doing}", function, *arguments, alone=alone)
 
 
 def _files(model_file: Path) -> tasks.Files:
@@ -105,10 +106,10 @@ class ClusterProber(Prober):
         name = content_key(
             socket.gethostname(), str(self.directory.absolute()), target.name, settings.model_dump(), seed
         )
-        self._names.add((target.name, name))
-        self.report(f"profiling {place} on node {self.cluster.describe(target.name)}, when it is free")
+        self._names.add((target.device_kind, name))
+        self.report(f"profiling {place} on node {self.cluster.describe(target.device_kind)}, when it is free")
         table, raw, lines = self.cluster.on_node(
-            target.name, f"{place}: profiling", tasks.profile, name, self.model_class, self.config, self.space,
+            target.device_kind, f"{place}: profiling", tasks.profile, name, self.model_class, self.config, self.space,
             self.tokens, target, deployment, settings, seed, alone=True,
         )  # fmt: skip
         for line in lines:

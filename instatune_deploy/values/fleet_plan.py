@@ -55,7 +55,7 @@ def in_batches(target: Target, batch: int) -> Target:
         return target
     # Two deployments that differed in their batch alone are one now.
     distinct = tuple({deployment.name: deployment for deployment in deployments}.values())
-    return replace(target, name=f"{target.name}-b{batch}", deployments=distinct)
+    return replace(target, name=f"{target.name}-b{batch}", deployments=distinct, kind=target.device_kind)
 
 
 def read_fleet_plan(path: Path) -> FleetPlan:

@@ -37,6 +37,8 @@ class Target:
         accelerator: the GPU or NPU needed, as a part of its entry in `Machine.accelerators`, in any case: ``cuda``,
             ``H200``, ``openvino gpu``. None: any, where `device` is not the CPU.
         workload: the inputs to profile with, where the recipe does not say.
+        kind: name of the target that it is a variant of, such as one in other batches: the same devices serve both. None:
+            its own name.
 
     Raises:
         ValueError: fields contradict each other; names the field.
@@ -51,6 +53,12 @@ class Target:
     instruction_sets: tuple[str, ...] = ()
     workload: Workload = Workload()
     accelerator: str | None = None
+    kind: str | None = None
+
+    @property
+    def device_kind(self) -> str:
+        """What a device that serves it is called."""
+        return self.kind or self.name
 
     def __post_init__(self) -> None:
         names = [deployment.name for deployment in self.deployments]

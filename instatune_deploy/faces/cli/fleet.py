@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from instatune_deploy.errors import InfeasibleBudgetError, UsageError
-from instatune_deploy.faces.cli.app import JsonOption, RunOption, app, emit, find_run, missing_for_pages, progress
+from instatune_deploy.faces.cli.app import (
+    JsonOption,
+    RayOption,
+    RunOption,
+    app,
+    emit,
+    find_run,
+    missing_for_pages,
+    progress,
+)
 from instatune_deploy.faces.cli.run import ForeignTablesOption
 from instatune_deploy.faces.cli.select import check_percentile
 
@@ -41,6 +50,7 @@ def fleet(
     export: Annotated[
         bool, typer.Option(help="With a plan: export and measure. Without, every cell is predicted.")
     ] = True,
+    ray: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """With a plan: a network of one run for each of its targets, batch sizes and budgets; what is done already is reused.
@@ -67,13 +77,19 @@ def fleet(
         }
         if idle := [name for name, value in said.items() if value]:
             raise UsageError(f"{', '.join(idle)}: {out} says that itself; these go with a directory to write")
-        _fill(out, foreign_tables, export, as_json)
+        _fill(out, foreign_tables, export, ray, as_json)
         return
     if not export:
         raise UsageError("--no-export goes with a plan, a .yaml file")
     if not artifact and not latency_budget:
         raise UsageError("a fleet of what? give --artifact DIR or --latency-budget 5ms, once for each member")
-    selecting = {"--run": run, "--target": target, "--percentile": percentile, "--foreign-tables": foreign_tables}
+    selecting = {
+        "--run": run,
+        "--target": target,
+        "--percentile": percentile,
+        "--foreign-tables": foreign_tables,
+        "--ray": ray,
+    }
     if not latency_budget and (idle := [name for name, value in selecting.items() if value]):
         raise UsageError(
             f"{', '.join(idle)}: these say how to select a network, and none is asked for: give --latency-budget"
@@ -95,7 +111,7 @@ def fleet(
         from instatune_deploy.faces.api import open_run
 
         home = find_run(run)
-        opened = open_run(home, foreign_tables=foreign_tables, report=report)
+        opened = open_run(home, foreign_tables=foreign_tables, ray=ray, report=report)
         chosen: dict[tuple[str, str], str] = {}
         for selection in opened.select_each(latency_budget, target, percentile=percentile):
             network = (selection.architecture, selection.deployment)
@@ -108,7 +124,7 @@ def fleet(
     emit(written.to_dict()) if as_json else print_fleet(written)
 
 
-def _fill(path: Path, foreign_tables: bool, export: bool, as_json: bool) -> None:
+def _fill(path: Path, foreign_tables: bool, export: bool, ray: str | None, as_json: bool) -> None:
     """Fill the matrix of the plan in `path` and write its page."""
     from instatune_deploy.values.fleet_plan import read_fleet_plan
 
@@ -116,12 +132,13 @@ def _fill(path: Path, foreign_tables: bool, export: bool, as_json: bool) -> None
     if foreign_tables:
         plan = plan.model_copy(update={"foreign_tables": True})
 
+    from instatune_deploy.faces.executors import executor_of
     from instatune_deploy.faces.tables import print_matrix
     from instatune_deploy.many_devices import fill_matrix
     from instatune_deploy.workspace import write_text
 
     report = progress()
-    matrix, written = fill_matrix(plan, path.stem, report, export=export)
+    matrix, written = fill_matrix(plan, path.stem, report, export=export, executor=executor_of(ray, report))
     files = {"matrix": str(written)}
     if (missing := missing_for_pages()) is None:
         from instatune_deploy.reporting.matrix import matrix_page
