@@ -16,6 +16,11 @@ from tests.fuzz.readers import FILES, ROOT, Reader
 #: Fewer of those that take a millisecond and more, for YAML's reader is written in Python.
 INPUTS = {"recipe": 150, "target": 150, "kit": 200}
 
+#: Mutations that readers once ended in an exception for.
+ONCE_CRASHED = {
+    "kit": ["8e173c9536a45c4bcc79d7b7ccdfd4b4702e9bceef306e787de9fc10f73fc9cc212cab153b84"],  # an infinite depth
+}
+
 
 @pytest.fixture(scope="module", params=FILES)
 def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reader:
@@ -25,6 +30,11 @@ def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_the_seeds_are_valid(reader: Reader) -> None:
     for number in range(len(reader.seeds)):
         assert reader.accepts(reader.document(bytes([number, 0])))
+
+
+def test_what_crashed_once_is_refused(reader: Reader) -> None:
+    for mutation in ONCE_CRASHED.get(reader.name, []):
+        assert not reader.accepts(reader.document(bytes.fromhex(mutation)))
 
 
 def test_a_changed_file_is_read_or_refused(reader: Reader) -> None:
