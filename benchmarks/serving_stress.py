@@ -312,6 +312,7 @@ def soak(stress: Stress, minutes: float) -> dict[str, Any]:
         while time.monotonic() < end:
             what = ask(rng.randrange(TEXTS))
             if rng.random() < 0.05:
+                connection.close()  # the server does so with one that has had no request for two minutes
                 connection.request("POST", PATH, malformed_body(rng))
                 response = connection.getresponse()
                 response.read()

@@ -59,6 +59,7 @@ class _OnSocket:
         config = self._get_config()
         config.timeout_graceful_shutdown, config.timeout_keep_alive = GRACE_S, KEEP_ALIVE_S
         config.ws, config.http = "none", Connections(self.limits.max_connections, self.limits.request_timeout_s)
+        config.backlog = self.limits.max_connections  # as many are accepted at a time, before one is counted
         self._server = _Uvicorn(config)
         await self._server.serve(sockets=[self.socket])
 

@@ -18,8 +18,9 @@ from instatune_deploy.serving.rest import MetricsListener, RestListener
 from instatune_deploy.values.fleet import is_fleet
 from instatune_deploy.values.serving import ServeSettings
 
-#: Sockets for each of `max_connections`: one of REST, gRPC and metrics each, and those of REST and metrics that are being closed.
-_SOCKETS_A_CONNECTION = 5
+#: Sockets for each of `max_connections`: one of gRPC, and of REST and metrics each one, one that is being accepted and one that
+#: is being closed.
+_SOCKETS_A_CONNECTION = 7
 _OTHER_FILES = 256
 
 

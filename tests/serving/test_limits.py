@@ -242,7 +242,7 @@ def test_more_connections_than_the_system_allows_are_refused_at_once(artifact: A
     done = subprocess.run(
         ["bash", "-c", 'ulimit -n 2000 && exec "$@"', "-", *command], capture_output=True, text=True, check=False
     )
-    line = "error: a process may have 2000 files open here (ulimit -Hn): give --max-connections 348 or less"
+    line = "error: a process may have 2000 files open here (ulimit -Hn): give --max-connections 249 or less"
     assert (done.returncode, done.stderr.strip().splitlines()[-1]) == (2, line)
 
 
