@@ -18,7 +18,13 @@ INPUTS = {"recipe": 150, "target": 150, "kit": 200}
 
 #: Mutations that readers once ended in an exception for.
 ONCE_CRASHED = {
-    "kit": ["8e173c9536a45c4bcc79d7b7ccdfd4b4702e9bceef306e787de9fc10f73fc9cc212cab153b84"],  # an infinite depth
+    "kit": [
+        "8e173c9536a45c4bcc79d7b7ccdfd4b4702e9bceef306e787de9fc10f73fc9cc212cab153b84",  # an infinite depth
+        "a9763dbcfc0703189d746f5f9a41bd8eaebdc498f11e0f8dba5ef3c109250ace40e2cc71dac8",  # an entry without a name
+    ],
+    "packed kit": [
+        "3cbbd0bb9c13cb1e2b2557f0268f49aa97a3de34109696f92773ee20b6fbf12ed40e7f9a7b93",  # a name of 2,000 brackets
+    ],
 }
 
 
