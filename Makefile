@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
 # Not a file: docs/ is a folder.
-.PHONY: demo test lint docs bench-setup bench-accuracy bench-minilm bench-tables bench-search bench-experience clean
+.PHONY: demo test lint docs lock audit bench-setup bench-accuracy bench-minilm bench-tables bench-search bench-experience clean
 
 # torch first and by itself: its exact version decides which build pip takes.
 $(BIN)/.installed: pyproject.toml constraints.txt
@@ -43,6 +43,17 @@ bench-setup: $(BIN)/.installed
 	ln -sfn "$(abspath $(DATA))/sst2" benchmarks/data/sst2
 	ln -sfn "$(abspath $(DATA))/cifar10" benchmarks/data/cifar10
 	ln -sfn "$(abspath $(DATA))/records" benchmarks/data/records
+
+# The demo's packages with the hashes of their files, as requirements-demo.txt has them.
+lock: $(BIN)/.installed
+	$(BIN)/python -m pip install --dry-run --ignore-installed --quiet --report - -c constraints.txt . > build-report.json
+	$(BIN)/python .ci/lock.py < build-report.json > requirements-demo.txt
+	rm build-report.json
+
+# Known vulnerabilities of the versions in constraints.txt, asked of a service: needs the network.
+audit: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --local --skip-editable
 
 # What sub-networks lose, by our recipe, the paper's and pruning, three seeds each (about 90 minutes; it goes on where it was stopped).
 bench-accuracy: bench-setup

@@ -4,7 +4,7 @@
 evaluations, and to the decoding of REST and gRPC requests, by the mutations that the tests have (`tests.fuzz.mutating`): a tenth of them are
 drawn by Hypothesis, the rest at random, which is ten times as fast. Every exception
 that is not an error of our own, or of the protocol, is a crash. With ``--guided N``, atheris, where it is installed (it is in no extra),
-adds N inputs a reader that are guided by the code which they reach. It writes results/fuzz.json; stopped at any point, the same command
+adds N inputs a reader that are guided by the code which they reach. It adds to results/fuzz.json; stopped at any point, the same command
 goes on.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from benchmarks.results import write_result
+from benchmarks.results import read_rows, write_result
 from instatune_deploy.workspace import write_json
 from tests.fuzz.mutating import MUTATION_BYTES, mutations
 from tests.fuzz.readers import FILES, Reader
@@ -100,7 +100,21 @@ def chunk(reader: Reader, seed: int, count: int, means: str = "hypothesis") -> d
 
 def rows(name: str, means: str = "*") -> list[dict[str, Any]]:
     """What was tried so far of a reader."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RUN.glob(f"{_stem(name)}-{means}-*.json"))]
+    paths = sorted(RUN.glob(f"{_stem(name)}-{means}-*.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
+def take_up() -> None:
+    """Lay out what the last result has, so that this one adds to it."""
+    for row in read_rows("fuzz"):
+        path = record(row)
+        if not path.exists():
+            write_json(path, row)
+
+
+def record(row: dict[str, Any]) -> Path:
+    """Where a row is kept until there is a result of all."""
+    return RUN / f"{_stem(row['reader'])}-{row['means']}-{row['seed']:04d}.json"
 
 
 def tried(name: str, means: str = "*") -> int:
@@ -137,6 +151,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--check", action="store_true", help="record nothing; fail at a crash")
     wanted = parser.parse_args(arguments)
     found = 0
+    if not wanted.check:
+        RUN.mkdir(parents=True, exist_ok=True)
+        take_up()
     for name in wanted.readers:
         with tempfile.TemporaryDirectory(dir=_memory(), prefix="instatune-fuzz-") as folder:
             reader = make_reader(name, Path(folder))
@@ -149,7 +166,7 @@ def main(arguments: Sequence[str]) -> int:
                 means = "hypothesis" if tried(name, "hypothesis") < wanted.inputs / 10 else "random"
                 seed = len(rows(name, means))
                 row = chunk(reader, seed, min(CHUNK, wanted.inputs - done), means)
-                write_json(RUN / f"{_stem(name)}-{means}-{seed:04d}.json", row)
+                write_json(record(row), row)
                 left_s = (wanted.inputs - done - row["inputs"]) * row["seconds"] / row["inputs"]
                 print(
                     f"{name}: {done + row['inputs']} inputs, {row['crashes']} new crashes, {left_s / 60:.0f} min left",

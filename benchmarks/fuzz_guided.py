@@ -12,7 +12,7 @@ import atheris
 with atheris.instrument_imports(
     include=["instatune_deploy.values", "instatune_deploy.kit", "instatune_deploy.serving", "yaml"]
 ):
-    from benchmarks.fuzz import RUN, Tally, _stem, make_reader
+    from benchmarks.fuzz import Tally, make_reader, record
 
 from instatune_deploy.workspace import write_json
 
@@ -29,7 +29,7 @@ def main() -> None:
         tally.feed(data)
         if tally.inputs % _EVERY == 0 or tally.inputs >= count:
             row = tally.row(seed, "atheris", time.monotonic() - began)
-            write_json(RUN / f"{_stem(name)}-atheris-{seed:04d}.json", row)
+            write_json(record(row), row)
 
     atheris.Setup([sys.argv[0], f"-runs={count}", f"-seed={seed + 1}", "-max_len=64", "-rss_limit_mb=0"], one)
     atheris.Fuzz()

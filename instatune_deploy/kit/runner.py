@@ -62,11 +62,14 @@ def read_kit(root: Path) -> dict[str, Any]:
         return kit
     for name, expected in kit["sha256"].items():
         path = root / name
-        if path.resolve() != root.resolve() / name:
-            raise ArtifactError(f"{path} is refused: it lies outside of the kit, or is a link")
-        if not path.is_file() or sha256_file(path) != expected:
-            what = "is missing" if not path.is_file() else "was changed after packing or is damaged"
-            raise ArtifactError(f"{path} {what}: unzip the kit again")
+        try:
+            if path.resolve() != root.resolve() / name:
+                raise ArtifactError(f"{path} is refused: it lies outside of the kit, or is a link")
+            if not path.is_file() or sha256_file(path) != expected:
+                what = "is missing" if not path.is_file() else "was changed after packing or is damaged"
+                raise ArtifactError(f"{path} {what}: unzip the kit again")
+        except OSError as error:  # a name that is too long, say
+            raise ArtifactError(f"{root}: {name!r:.100} cannot be read: {error.strerror}") from None
     verified.parent.mkdir(exist_ok=True)
     verified.write_text(manifest_hash, encoding="ascii")
     return kit

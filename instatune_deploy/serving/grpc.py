@@ -24,11 +24,15 @@ from pydantic import ValidationError
 from instatune_deploy.errors import UsageError
 from instatune_deploy.serving.rest import GRACE_S
 from instatune_deploy.serving.tensors import from_raw
+from instatune_deploy.values.serving import ServeSettings
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT, 404: grpc.StatusCode.NOT_FOUND, 413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }  # fmt: skip
+#: Seconds after which a connection is to be made anew, which clients do by themselves: a request that never comes whole ends
+#: with its connection, for gRPC has no other limit for that.
+_AGE_S = 300
 logger = logging.getLogger(__name__)
 
 Method = Callable[[Any, Any, Any], Awaitable[Any]]
@@ -123,10 +127,11 @@ class GrpcListener(GRPCServer):
     """The protocol over gRPC, on a port that is bound at once."""
 
     def __init__(
-        self, settings: Settings, data_plane: DataPlane, handlers: ModelRepositoryHandlers, registry: MultiModelRegistry
+        self, settings: Settings, data_plane: DataPlane, handlers: ModelRepositoryHandlers, registry: MultiModelRegistry,
+        limits: ServeSettings,
     ) -> None:  # fmt: skip
         super().__init__(settings, data_plane, handlers)
-        self._registry, self.port = registry, 0
+        self._registry, self._limits, self.port = registry, limits, 0
 
     def bind(self) -> None:
         """Take the port.
@@ -134,11 +139,15 @@ class GrpcListener(GRPCServer):
         Raises:
             UsageError: it is taken.
         """
-        limit = self._settings.grpc_max_message_length or -1
+        most, timeout_ms = self._limits.max_connections, int(1000 * self._limits.request_timeout_s)
         self._server = grpc.aio.server(
             ThreadPoolExecutor(1), interceptors=[PromServerInterceptor(enable_handling_time_histogram=True)],
-            # Otherwise a second server would take half of the requests.
-            options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", limit)],
+            maximum_concurrent_rpcs=most, options=[
+                ("grpc.so_reuseport", 0),  # otherwise a second server would take half of the requests
+                ("grpc.max_receive_message_length", self._limits.max_request_bytes),
+                ("grpc.max_allowed_incoming_connections", most), ("grpc.server_handshake_timeout_ms", timeout_ms),
+                ("grpc.max_connection_age_ms", 1000 * _AGE_S), ("grpc.max_connection_age_grace_ms", timeout_ms),
+            ],
         )  # fmt: skip
         servicer = Servicer(self._data_plane, self._model_repository_handlers, self._registry)
         add_GRPCInferenceServiceServicer_to_server(servicer, self._server)

@@ -24,13 +24,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from instatune_deploy.serving.connections import KEEP_ALIVE_S, Connections
 from instatune_deploy.serving.tensors import from_raw
+from instatune_deploy.values.serving import ServeSettings
 
 #: Seconds that requests get to end when the server stops.
 GRACE_S = 30
-#: Seconds after which a connection without a request is closed: longer than clients keep idle ones, for a request that meets
-#: its closing is lost.
-_KEEP_ALIVE_S = 120
 #: What MLServer's application offers that we keep: the protocol's health and metadata.
 _KEPT = {
     "/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/{model_name}", "/v2/models/{model_name}/ready",
@@ -53,11 +52,14 @@ class _OnSocket:
     """Serves on a socket that was bound before, so that a port that is taken shows at once, and port 0 as what it became."""
 
     socket: socket.socket
+    limits: ServeSettings
 
     async def start(self: Any) -> None:
         """Serve until `stop`."""
         config = self._get_config()
-        config.timeout_graceful_shutdown, config.timeout_keep_alive = GRACE_S, _KEEP_ALIVE_S
+        config.timeout_graceful_shutdown, config.timeout_keep_alive = GRACE_S, KEEP_ALIVE_S
+        config.ws, config.http = "none", Connections(self.limits.max_connections, self.limits.request_timeout_s)
+        config.backlog = self.limits.max_connections  # as many are accepted at a time, before one is counted
         self._server = _Uvicorn(config)
         await self._server.serve(sockets=[self.socket])
 
@@ -65,15 +67,20 @@ class _OnSocket:
 class MetricsListener(_OnSocket, MetricsServer):
     """Prometheus' metrics."""
 
+    def __init__(self, settings: Settings, limits: ServeSettings) -> None:
+        super().__init__(settings)
+        self.limits = limits
+
 
 class RestListener(_OnSocket, RESTServer):
     """The protocol over HTTP. There is no way to load models or to unload them, and none to stream."""
 
     def __init__(
-        self, settings: Settings, data_plane: DataPlane, handlers: ModelRepositoryHandlers, registry: MultiModelRegistry
+        self, settings: Settings, data_plane: DataPlane, handlers: ModelRepositoryHandlers, registry: MultiModelRegistry,
+        limits: ServeSettings,
     ) -> None:  # fmt: skip
         super().__init__(settings, data_plane, handlers)
-        self._registry, self._limit = registry, settings.grpc_max_message_length or 2**63
+        self._registry, self.limits = registry, limits
         kept = [route for route in self._app.routes if isinstance(route, APIRoute) and route.path in _KEPT]
         inference = [
             Route(f"/v2/models/{{name}}{version}/infer", self._infer, methods=["POST"])
@@ -101,12 +108,15 @@ class RestListener(_OnSocket, RESTServer):
         """
         if request.headers.get("content-encoding", "identity") != "identity":
             raise MLServerError("send the body without a Content-Encoding", 415)
+        limit = self.limits.max_request_bytes
+        if int(request.headers.get("content-length", 0)) > limit:  # digits, as the connection has made sure
+            raise MLServerError(f"the body has more than {limit} bytes", 413)
         body = bytearray()
         try:
             async for chunk in request.stream():
                 body += chunk
-                if len(body) > self._limit:
-                    raise MLServerError(f"the body has more than {self._limit} bytes", 413)
+                if len(body) > limit:
+                    raise MLServerError(f"the body has more than {limit} bytes", 413)
         except ClientDisconnect:
             raise InferenceError("the client went before its request had come") from None
         return bytes(body)

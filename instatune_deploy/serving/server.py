@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -17,23 +18,32 @@ from instatune_deploy.serving.rest import MetricsListener, RestListener
 from instatune_deploy.values.fleet import is_fleet
 from instatune_deploy.values.serving import ServeSettings
 
+#: Sockets for each of `max_connections`: one of gRPC, and of REST and metrics each one, one that is being accepted and one that
+#: is being closed.
+_SOCKETS_A_CONNECTION = 7
+_OTHER_FILES = 256
+
 
 class Server(MLServer):
     """MLServer in one process, with our listeners."""
 
+    def __init__(self, settings: Settings, limits: ServeSettings) -> None:
+        self._limits = limits
+        super().__init__(settings)
+
     def _configure_logger(self) -> None:
-        """Warnings and errors to stderr: stdout is the user's."""
-        for name in ("mlserver", "uvicorn.error"):
+        """Warnings and errors to stderr: stdout is the user's. uvicorn warns of every client that speaks no HTTP."""
+        for name, level in (("mlserver", logging.WARNING), ("uvicorn.error", logging.ERROR)):
             logger = logging.getLogger(name)
-            logger.setLevel(logging.WARNING)
+            logger.setLevel(level)
             if not logger.handlers:
                 logger.addHandler(logging.StreamHandler(sys.stderr))
 
     def _create_servers(self) -> None:
         self._serving = self._stopped = False
-        shared = (self._settings, self._data_plane, self._model_repository_handlers, self._model_registry)
+        shared = (self._settings, self._data_plane, self._model_repository_handlers, self._model_registry, self._limits)
         self._rest_server, self._grpc_server = RestListener(*shared), GrpcListener(*shared)
-        self._metrics_server = MetricsListener(self._settings)
+        self._metrics_server = MetricsListener(self._settings, self._limits)
         self._kafka_server = None
 
     def bind(self) -> dict[str, str]:
@@ -82,8 +92,10 @@ def serve(directory: Path, settings: ServeSettings, ready: Callable[[dict[str, s
     Raises:
         ArtifactError: it is neither, or a file was changed.
         TargetError: this machine cannot run its deployment.
-        UsageError: a port is taken, or a single artifact is to hold a latency.
+        UsageError: a port is taken, a single artifact is to hold a latency, or the system allows no process so many
+            connections.
     """
+    _allow_files(_OTHER_FILES + _SOCKETS_A_CONNECTION * settings.max_connections)
     if settings.hold_ms is not None and not is_fleet(directory):
         raise UsageError(f"{directory} is no fleet: a latency is held by going to faster members of one")
     asyncio.run(_serve(directory, settings, ready))
@@ -97,11 +109,27 @@ async def _serve(directory: Path, settings: ServeSettings, ready: Callable[[dict
             server_name="instatune-deploy",
             # uvicorn's own would set its loggers to chat.
             logging_settings={"version": 1, "disable_existing_loggers": False},
-        )
+        ), settings,
     )  # fmt: skip
     addresses = server.bind()
     model = ModelSettings.model_validate(settings.model(str(directory)))
     await server.run(model, lambda: ready(addresses))
+
+
+def _allow_files(wanted: int) -> None:
+    """Let this process have so many files and sockets open.
+
+    Raises:
+        UsageError: the system does not.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != hard < wanted:
+        most = max(0, hard - _OTHER_FILES) // _SOCKETS_A_CONNECTION
+        raise UsageError(
+            f"a process may have {hard} files open here (ulimit -Hn): give --max-connections {most} or less"
+        )
+    if resource.RLIM_INFINITY != soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _bound(host: str, port: int) -> socket.socket:

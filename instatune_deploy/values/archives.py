@@ -28,6 +28,8 @@ def check_archive(archive: zipfile.ZipFile, path: Path | str, *, most_bytes: int
     seen: set[str] = set()
     total = 0
     for info in archive.infolist():
+        if not info.filename:
+            raise ArtifactError(f"{path} is refused: an entry has no name")
         inner = PurePosixPath(info.filename)
         if inner.is_absolute() or ".." in inner.parts or "\\" in info.filename or ":" in info.filename:
             raise ArtifactError(f"{path} is refused: {info.filename!r:.100} leads out of it")

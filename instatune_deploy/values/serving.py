@@ -18,6 +18,7 @@ class ServeSettings:
         http_port, grpc_port, metrics_port: 0 is a free one.
         max_batch: rows of requests in one call of the network; `max_wait_s`: seconds that a request may wait for others.
         max_request_bytes: larger requests are refused.
+        max_connections: at once, to each port; `request_timeout_s`: seconds in which a request must have come whole.
         calls: how many calls of the network run at once, each with the threads of the artifact's deployment.
         hold_ms: objective for the latency (p90) of requests to a fleet, from their arrival to their answer.
     """
@@ -30,6 +31,8 @@ class ServeSettings:
     max_batch: int = 32
     max_wait_s: float = 0.0
     max_request_bytes: int = 16 * 2**20
+    max_connections: int = 512
+    request_timeout_s: float = 30.0
     calls: int = 1
     hold_ms: float | None = None
 

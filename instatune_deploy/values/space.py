@@ -348,7 +348,7 @@ class SearchSpace:
             names, stages = data.get("dimensions", TRANSFORMER), data.get("stages", ())
             depths = data["depths"] if stages else (data["depths"],)
             return cls(depths, tuple(data[name] for name in names), data["drop_order"], stages, names)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise SpaceError(f"not a search space: {error!r}") from None
 
 

@@ -16,6 +16,17 @@ from tests.fuzz.readers import FILES, ROOT, Reader
 #: Fewer of those that take a millisecond and more, for YAML's reader is written in Python.
 INPUTS = {"recipe": 150, "target": 150, "kit": 200}
 
+#: Mutations that readers once ended in an exception for.
+ONCE_CRASHED = {
+    "kit": [
+        "8e173c9536a45c4bcc79d7b7ccdfd4b4702e9bceef306e787de9fc10f73fc9cc212cab153b84",  # an infinite depth
+        "a9763dbcfc0703189d746f5f9a41bd8eaebdc498f11e0f8dba5ef3c109250ace40e2cc71dac8",  # an entry without a name
+    ],
+    "packed kit": [
+        "3cbbd0bb9c13cb1e2b2557f0268f49aa97a3de34109696f92773ee20b6fbf12ed40e7f9a7b93",  # a name of 2,000 brackets
+    ],
+}
+
 
 @pytest.fixture(scope="module", params=FILES)
 def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reader:
@@ -25,6 +36,11 @@ def reader(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_the_seeds_are_valid(reader: Reader) -> None:
     for number in range(len(reader.seeds)):
         assert reader.accepts(reader.document(bytes([number, 0])))
+
+
+def test_what_crashed_once_is_refused(reader: Reader) -> None:
+    for mutation in ONCE_CRASHED.get(reader.name, []):
+        assert not reader.accepts(reader.document(bytes.fromhex(mutation)))
 
 
 def test_a_changed_file_is_read_or_refused(reader: Reader) -> None:

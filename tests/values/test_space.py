@@ -181,7 +181,13 @@ def test_a_space_that_contradicts_itself_is_refused(parts: tuple) -> None:
         SearchSpace.stack(*parts)
 
 
-@pytest.mark.parametrize("data", [{}, {"depths": 1}, {"depths": [1], "heads": [["x"]], "ffn": [[1]], "drop_order": []}])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {}, {"depths": 1}, {"depths": [1], "heads": [["x"]], "ffn": [[1]], "drop_order": []},
+        {"depths": [float("inf")], "heads": [[1]], "ffn": [[1]], "drop_order": []},
+    ],
+)  # fmt: skip
 def test_a_damaged_description_is_refused(data: dict) -> None:
     with pytest.raises(SpaceError):
         SearchSpace.from_dict(data)

@@ -31,6 +31,12 @@ def serve(
         float, typer.Option(min=0, help="Milliseconds that a request waits for others; 0: only while a call runs.")
     ] = 0,
     max_request_bytes: Annotated[int, typer.Option(min=1, help="Larger requests are refused.")] = 16 * 2**20,
+    max_connections: Annotated[
+        int, typer.Option(min=1, help="At once, to each port; idle ones make way for new ones.")
+    ] = 512,
+    request_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds in which a request must have come whole, and its answer be taken.")
+    ] = 30,
     hold: Annotated[
         str | None,
         typer.Option(
@@ -59,6 +65,7 @@ def serve(
     settings = ServeSettings(
         name=name, host=host, http_port=http_port, grpc_port=grpc_port, metrics_port=metrics_port, calls=calls,
         max_batch=max_batch_size, max_wait_s=max_batch_time / 1000, max_request_bytes=max_request_bytes,
+        max_connections=max_connections, request_timeout_s=request_timeout,
         hold_ms=None if hold is None else _milliseconds(hold),
     )  # fmt: skip
 
