@@ -22,6 +22,7 @@ from instatune_deploy.elastic.losses import ElasticLoss, layer_pairs, network_lo
 from instatune_deploy.elastic.optimizer import RateSettings, parameter_groups
 from instatune_deploy.elastic.recording import recorded
 from instatune_deploy.elastic.sampler import BucketSampler
+from instatune_deploy.elastic.sharding import shard_on_cpus
 from instatune_deploy.elastic.subnetwork import model_layers
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import TrainingError
@@ -40,6 +41,17 @@ class BucketTrainer(Trainer):
     def __init__(self, *, rates: RateSettings | None = None, **trainer_arguments: Any) -> None:
         super().__init__(**trainer_arguments)
         self.rates = rates or RateSettings()
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Trainer's own; FSDP2 on CPUs, too."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = self.is_fsdp_enabled or shard_on_cpus(self.accelerator)
+
+    def _inner_training_loop(self, batch_size: Any = None, *arguments: Any, **options: Any) -> Any:
+        """Trainer's own. A resumed training divides its batches among the processes there are now; Trainer would keep the
+        share that each had when the checkpoint was written."""
+        self._train_batch_size = self.args.train_batch_size
+        return super()._inner_training_loop(self._train_batch_size, *arguments, **options)
 
     def training_step(self, *arguments: Any, **options: Any) -> Tensor:
         """Trainer's own. In bf16 on a CPU attention is computed as plain products: PyTorch's fused kernel (2.13) takes
