@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
+from instatune_deploy.data.columns import lengths
 from instatune_deploy.elastic.augmenting import augmented
 from instatune_deploy.elastic.axes import AxisMap
 from instatune_deploy.elastic.drawing import Drawer
@@ -63,10 +64,10 @@ class BucketTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BucketSampler:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(ids) for ids in rows["input_ids"]] if "input_ids" in getattr(rows, "column_names", ()) else None
+        tokens = lengths(rows, "input_ids") if "input_ids" in getattr(rows, "column_names", ()) else None
         # Processes take batches in turn: like lengths must meet across all of them.
         size = self.args.train_batch_size * self.args.world_size
-        return BucketSampler(len(rows), lengths, size, seed=self.args.seed)
+        return BucketSampler(len(rows), tokens, size, seed=self.args.seed)
 
     def create_optimizer(self) -> torch.optim.Optimizer:
         """Trainer's own, with a group of parameters for each learning rate."""

@@ -27,7 +27,7 @@ from tests.helpers import make_family
 
 
 def test_batches_hold_rows_of_like_length_and_every_row_once() -> None:
-    lengths = list(np.random.default_rng(0).integers(3, 60, 500))
+    lengths = np.random.default_rng(0).integers(3, 60, 500)
     sampler = BucketSampler(500, lengths, 10, seed=4)
     order = list(sampler)
     assert sorted(order) == list(range(500))
