@@ -43,9 +43,11 @@ from instatune_deploy.workspace import Workspace
 
 #: By the name of the figures: the task, and the numbers of rows to compare.
 KINDS: dict[str, tuple[Task, tuple[int, int]]] = {
-    "text": ("text-classification", (200_000, 1_000_000)), "images": ("image-classification", (20_000, 100_000)),
+    "text": ("text-classification", (30_000, 180_000)), "images": ("image-classification", (10_000, 50_000)),
 }  # fmt: skip
-SEED, STEPS, TOKENS, WORDS, PIECE = 0, 10, 64, 5_000, 10_000
+SEED, STEPS, TOKENS, WORDS = 0, 10, 64, 5_000
+#: Rows of a parquet file's row group: pyarrow reads some of them ahead, however many there are.
+PIECE = 1_000
 Row = dict[str, Any]
 
 
