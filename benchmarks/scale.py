@@ -1,7 +1,8 @@
-"""Claim: what one machine does, several do faster; a fleet of devices costs seconds a device, and an export little memory.
+"""Claim: what one machine does, several do faster; a fleet of devices costs seconds a device, an export little memory, and
+training rows next to none.
 
-``python -m benchmarks.scale ray fleet export`` (`make bench-setup` first) measures the parts named, keeps each in runs/scale, and
-writes results/scale.json with what there is. Both cores must be free: wall-clock times are compared.
+``python -m benchmarks.scale ray fleet export data`` (`make bench-setup` first) measures the parts named, keeps each in runs/scale,
+and writes results/scale.json with what there is. Both cores must be free: wall-clock times are compared.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.export_memory import measure
+from benchmarks import data_memory, export_memory
 from benchmarks.fleet_simulation import simulate
-from benchmarks.results import write_result
+from benchmarks.results import RESULTS, write_result
 from benchmarks.tuning_tasks import SUBJECTS, Material
 from instatune_deploy.cluster import ENVIRONMENT, connect
 from instatune_deploy.elastic.supernet import Supernet
@@ -172,8 +173,21 @@ def _part(found: tuple[list[Row], dict[str, float]]) -> Row:
 
 #: By name; each gives `rows` and `figures`.
 PARTS: dict[str, Callable[[], Row]] = {
-    "ray": ray_part, "fleet": lambda: _part(simulate(RUN / "fleet")), "export": lambda: _part(measure(RUN / "export")),
+    "ray": ray_part, "fleet": lambda: _part(simulate(RUN / "fleet")),
+    "export": lambda: _part(export_memory.measure(RUN / "export")), "data": lambda: _part(data_memory.measure(RUN / "data")),
 }  # fmt: skip
+
+
+def _known(name: str) -> Row:
+    """What was measured of a part: here, or as the result has it."""
+    path = RUN / f"{name}.json"
+    if path.is_file():
+        part: Row = json.loads(path.read_text(encoding="utf-8"))
+        return part
+    result = RESULTS / "scale.json"
+    known = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {"rows": [], "figures": {}}
+    figures = {key: value for key, value in known["figures"].items() if key.startswith(f"{name}.")}
+    return {"rows": [row for row in known["rows"] if row["what"].startswith(name)], "figures": figures}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -183,14 +197,15 @@ def main(arguments: Sequence[str]) -> int:
     quiet_libraries()
     for name in wanted.parts:
         write_json(RUN / f"{name}.json", PARTS[name]())
-    kept = [json.loads(p.read_text(encoding="utf-8")) for name in PARTS if (p := RUN / f"{name}.json").is_file()]
+    kept = [_known(name) for name in PARTS]
     rows = [row for part in kept for row in part["rows"]]
     figures = {name: value for part in kept for name, value in part["figures"].items()}
     claim = (
         "Two workers of a Ray cluster on two cores evaluate at least 1.7 times as fast as one, one worker costs under 10% more "
         "time than no Ray, the files are the same to the bit, and a killed worker loses no evaluation. A matrix of 200 targets and 5 "
         "budgets takes under 10 minutes without exporting, growing linearly; exporting a sub-network of a BERT-large-sized "
-        "super-network takes at most 1.3 times its size and 1 GB of memory."
+        "super-network takes at most 1.3 times its size and 1 GB of memory. Fine-tuning takes at most 100 bytes of memory for each "
+        "training row more, of texts as of images."
     )
     print(write_result("scale", claim, figures, rows))
     return 0

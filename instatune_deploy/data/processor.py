@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer
 
+from instatune_deploy.data.columns import lengths
 from instatune_deploy.data.heads import get_head
 from instatune_deploy.errors import CheckpointError
 from instatune_deploy.values.recipe import Task
@@ -99,11 +100,11 @@ class Processor:
         if self.head.reads != "text":
             yield from self.batches(rows, size)
             return
-        lengths = _lengths(rows)
+        tokens_of = lengths(rows, "input_ids")
         batch: list[int] = []
         for (number,) in self._row_numbers(rows, 1):
-            longest = lengths[batch[0]] if batch else 0
-            shorter = lengths[number] < longest and len(batch) * longest >= tokens // 2
+            longest = tokens_of[batch[0]] if batch else 0
+            shorter = tokens_of[number] < longest and len(batch) * longest >= tokens // 2
             if batch and (shorter or (len(batch) + 1) * longest > tokens):
                 yield np.asarray(batch), self._inputs(rows[batch])
                 batch = []
@@ -131,23 +132,17 @@ class Processor:
 
     def _row_numbers(self, rows: Any, size: int) -> Iterator[list[int]]:
         """The numbers of the rows of each batch."""
-        order: Sequence[int] = range(len(rows))
+        order = np.arange(len(rows))
         if self.head.reads != "image":
-            lengths = _lengths(rows)
-            order = sorted(order, key=lambda i: -lengths[i])
+            order = np.argsort(-lengths(rows, "input_ids"), kind="stable")
         for start in range(0, len(rows), size):
-            yield list(order[start : start + size])
+            yield order[start : start + size].tolist()
 
     def save(self, directory: Path) -> None:
         """Write its files to a model's directory."""
         self.inner.save_pretrained(directory)
         if self.images is not None and self.images is not self.inner:
             self.images.save_pretrained(directory)
-
-
-def _lengths(rows: Any) -> list[int]:
-    """How many tokens the text of each row has; no image is decoded for it."""
-    return [len(ids) for ids in rows.with_format(None)["input_ids"]]
 
 
 def _load(name: str, reads: Literal["text", "image"], *, add_prefix_space: bool | None = None) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from instatune_deploy.elastic.families import axis_map
+from instatune_deploy.elastic.sharding import divided_like, whole
 from instatune_deploy.elastic.subnetwork import layer_lists
 
 _FILE = "weight_average.safetensors"
@@ -85,13 +86,18 @@ class WeightAverage(TrainerCallback):
     def __init__(self, model: nn.Module, decay: float, resume_from: Path | None = None) -> None:
         self.model, self.decay = model, decay
         self.steps = 0
-        source = _averaged(model)
-        if resume_from is not None:
-            saved = load_file(resume_from / _FILE)
-            self.steps = int(saved.pop("steps"))
-            self.mean = {name: saved[name].to(parameter.device) for name, parameter in source.items()}
-        else:
+        self.mean: dict[str, Tensor] = {}
+        self._resume_from = resume_from
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Trainer has put the weights where they are trained by now, and divided them if it does."""
+        source = _averaged(self.model)
+        if self._resume_from is None:
             self.mean = {name: parameter.detach().clone() for name, parameter in source.items()}
+        else:
+            saved = load_file(self._resume_from / _FILE)
+            self.steps = int(saved.pop("steps"))
+            self.mean = {name: divided_like(saved[name], parameter.detach()) for name, parameter in source.items()}
 
     @torch.no_grad()
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -101,9 +107,10 @@ class WeightAverage(TrainerCallback):
             self.mean[name].lerp_(parameter.detach(), 1 - keep)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        mean = {name: whole(tensor) for name, tensor in self.mean.items()}
         if state.is_world_process_zero:
             directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            save_file({**self.mean, "steps": torch.tensor(self.steps)}, directory / _FILE)
+            save_file({**mean, "steps": torch.tensor(self.steps)}, directory / _FILE)
 
     @torch.no_grad()
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

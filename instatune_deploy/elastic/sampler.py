@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -13,11 +13,11 @@ class BucketSampler(Sampler[int]):
 
     Args:
         rows: number of rows.
-        lengths: of each row, if it has one: batches then hold rows of like length, which saves padding.
+        lengths: of each row, if it has one, shape (rows,): batches then hold rows of like length, which saves padding.
         batch_size: rows a batch.
     """
 
-    def __init__(self, rows: int, lengths: Sequence[int] | None, batch_size: int, *, seed: int) -> None:
+    def __init__(self, rows: int, lengths: np.ndarray | None, batch_size: int, *, seed: int) -> None:
         self.rows, self.lengths, self.batch_size, self.seed = rows, lengths, batch_size, seed
         self.epoch = 0
 
@@ -33,11 +33,12 @@ class BucketSampler(Sampler[int]):
         order = rng.permutation(self.rows)
         if self.lengths is not None:
             # Sort within stretches of 50 batches, then shuffle the batches: like lengths meet, yet every epoch differs.
-            lengths, stretch = np.asarray(self.lengths), 50 * self.batch_size
-            parts = [order[i : i + stretch] for i in range(0, self.rows, stretch)]
-            order = np.concatenate([part[np.argsort(-lengths[part], kind="stable")] for part in parts])
+            stretch = 50 * self.batch_size
+            for start in range(0, self.rows, stretch):
+                part = order[start : start + stretch]
+                order[start : start + stretch] = part[np.argsort(-self.lengths[part], kind="stable")]
             whole = self.rows // self.batch_size
             shuffled = rng.permutation(whole)
-            batches = [order[b * self.batch_size : (b + 1) * self.batch_size] for b in shuffled]
-            order = np.concatenate([*batches, order[whole * self.batch_size :]])
-        return iter(order.tolist())
+            batches = order[: whole * self.batch_size].reshape(whole, self.batch_size)
+            order = np.concatenate([batches[shuffled].reshape(-1), order[whole * self.batch_size :]])
+        return map(int, order)

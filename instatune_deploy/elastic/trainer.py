@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
+from instatune_deploy.data.columns import lengths
 from instatune_deploy.elastic.augmenting import augmented
 from instatune_deploy.elastic.axes import AxisMap
 from instatune_deploy.elastic.drawing import Drawer
@@ -22,6 +23,7 @@ from instatune_deploy.elastic.losses import ElasticLoss, layer_pairs, network_lo
 from instatune_deploy.elastic.optimizer import RateSettings, parameter_groups
 from instatune_deploy.elastic.recording import recorded
 from instatune_deploy.elastic.sampler import BucketSampler
+from instatune_deploy.elastic.sharding import shard_on_cpus
 from instatune_deploy.elastic.subnetwork import model_layers
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import TrainingError
@@ -41,6 +43,17 @@ class BucketTrainer(Trainer):
         super().__init__(**trainer_arguments)
         self.rates = rates or RateSettings()
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Trainer's own; FSDP2 on CPUs, too."""
+        super().create_accelerator_and_postprocess()
+        self.is_fsdp_enabled = self.is_fsdp_enabled or shard_on_cpus(self.accelerator)
+
+    def _inner_training_loop(self, batch_size: Any = None, *arguments: Any, **options: Any) -> Any:
+        """Trainer's own. A resumed training divides its batches among the processes there are now; Trainer would keep the
+        share that each had when the checkpoint was written."""
+        self._train_batch_size = self.args.train_batch_size
+        return super()._inner_training_loop(self._train_batch_size, *arguments, **options)
+
     def training_step(self, *arguments: Any, **options: Any) -> Tensor:
         """Trainer's own. In bf16 on a CPU attention is computed as plain products: PyTorch's fused kernel (2.13) takes
         3 to 14 times as long for the gradients of 16 to 64 tokens, and no less than the products up to about 200."""
@@ -51,10 +64,10 @@ class BucketTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> BucketSampler:
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(ids) for ids in rows["input_ids"]] if "input_ids" in getattr(rows, "column_names", ()) else None
+        tokens = lengths(rows, "input_ids") if "input_ids" in getattr(rows, "column_names", ()) else None
         # Processes take batches in turn: like lengths must meet across all of them.
         size = self.args.train_batch_size * self.args.world_size
-        return BucketSampler(len(rows), lengths, size, seed=self.args.seed)
+        return BucketSampler(len(rows), tokens, size, seed=self.args.seed)
 
     def create_optimizer(self) -> torch.optim.Optimizer:
         """Trainer's own, with a group of parameters for each learning rate."""

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from instatune_deploy.elastic.families import axis_map
 from instatune_deploy.elastic.losses import ElasticLoss
 from instatune_deploy.elastic.optimizer import RateSettings, WeightAverage
 from instatune_deploy.elastic.processes import is_main_process, process_count
+from instatune_deploy.elastic.sharding import check_checkpoint, check_sharding, gather_weights
 from instatune_deploy.elastic.subnetwork import CONFIG_KEY, build_subnetwork, load_state, model_layers
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.trainer import DistillingTrainer, ElasticTrainer, KeepDrawer
@@ -44,6 +45,17 @@ _DROPOUT_KEYS = (
     "hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "dropout", "attention_dropout",
     "seq_classif_dropout", "pooler_dropout",
 )  # fmt: skip
+
+
+class Arguments(TrainingArguments):
+    """Trainer's own. The CPU of processes that train together is "cpu:0" to Accelerate, by which name PyTorch (2.13) loads no
+    optimizer's state."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process trains."""
+        device: torch.device = super().device
+        return torch.device("cpu") if device.type == "cpu" else device
 
 
 def loss_of(settings: FinetuneSection) -> ElasticLoss:
@@ -88,12 +100,13 @@ def trainer_arguments(
         report_to: where Trainer shows losses, beside `report`; see `FinetuneSection`.
 
     Raises:
-        UsageError: the batch cannot be divided among the processes.
+        UsageError: the batch cannot be divided among the processes, or FSDP is configured so that it cannot train this.
     """
+    check_sharding()
     processes = process_count()
     if settings.batch_size % processes:
         raise UsageError(f"batch_size {settings.batch_size} cannot be divided among {processes} processes")
-    arguments = TrainingArguments(
+    arguments = Arguments(
         output_dir=str(checkpoints), num_train_epochs=settings.epochs, learning_rate=settings.learning_rate,
         per_device_train_batch_size=settings.batch_size // processes,
         gradient_accumulation_steps=settings.gradient_accumulation,
@@ -122,12 +135,14 @@ def train(
 
     Raises:
         TrainingError: the loss became infinite or not a number; the checkpoints stay.
+        UsageError: the last checkpoint was written with FSDP and this training has none, or the other way round.
     """
     trainer.remove_callback(PrinterCallback)  # it would print to stdout; `report` is told instead
     drawer = trainer.drawer if isinstance(trainer, ElasticTrainer) and trainer.drawer.learns else None
     needed = [TRAINER_STATE_NAME, *([WeightAverage.FILE] if ema_decay else []), *([KeepDrawer.FILE] if drawer else [])]
     last = _last_whole(checkpoints, needed)
     if last is not None:
+        check_checkpoint(last, sharded=trainer.is_fsdp_enabled)
         report(f"resuming from step {_step(last)}")
     if ema_decay:
         trained: Any = trainer.model
@@ -136,6 +151,7 @@ def train(
         trainer.add_callback(KeepDrawer(drawer, last))
     with compiled(_layers(trainer)) if compile_layers else nullcontext():
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+    gather_weights(cast("nn.Module", trainer.model))
 
 
 def _layers(trainer: Trainer) -> list[nn.Module]:

@@ -124,6 +124,7 @@ def test_what_was_measured_is_measured_again_after_training() -> None:
 def test_the_mean_of_the_weights_has_the_mean_of_their_statistics() -> None:
     norm = nn.BatchNorm2d(2)
     average = WeightAverage(norm, 0.5)
+    average.on_train_begin(None, None, None)
     for value in (1.0, 2.0, 3.0):
         norm.running_mean.fill_(value)
         norm.weight.data.fill_(value)

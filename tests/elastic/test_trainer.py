@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
-from transformers import TrainerCallback, TrainingArguments, default_data_collator
+from transformers import TrainerCallback, default_data_collator
 
 from instatune_deploy.elastic import drawing
 from instatune_deploy.elastic.drawing import Drawer, DrawSettings
@@ -21,13 +20,14 @@ from instatune_deploy.elastic.optimizer import RateSettings
 from instatune_deploy.elastic.sampler import BucketSampler
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.trainer import DistillingTrainer, ElasticTrainer
-from instatune_deploy.elastic.training import train, with_dropout
+from instatune_deploy.elastic.training import train
 from instatune_deploy.errors import TrainingError
+from tests.elastic.trainers import StopAt, arguments, losses, rows, trainer_for
 from tests.helpers import make_family
 
 
 def test_batches_hold_rows_of_like_length_and_every_row_once() -> None:
-    lengths = list(np.random.default_rng(0).integers(3, 60, 500))
+    lengths = np.random.default_rng(0).integers(3, 60, 500)
     sampler = BucketSampler(500, lengths, 10, seed=4)
     order = list(sampler)
     assert sorted(order) == list(range(500))
@@ -36,55 +36,6 @@ def test_batches_hold_rows_of_like_length_and_every_row_once() -> None:
     assert list(sampler) == order
     sampler.set_epoch(1)
     assert list(sampler) != order
-
-
-class StopAt(TrainerCallback):
-    """Ends the training with an error, as a kill would, once a step was done."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_end(self, args, state, control, **_):  # type: ignore[no-untyped-def]
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
-def trainer_for(
-    directory: Path, callbacks: list[TrainerCallback], *, draw: dict[str, Any] | None = None,
-    rates: RateSettings | None = None, changes: dict[str, Any] | None = None, dropout: float | None = None,
-    augment: float = 0.0, **loss: Any,
-) -> ElasticTrainer:  # fmt: skip
-    family, teacher = make_family("bert"), make_family("bert").model
-    supernet = Supernet(with_dropout(family.model, dropout), family.space)
-    settings = ElasticLoss(**{"gamma": "first_epochs", "gamma_epochs": 1, **loss})
-    drawer = Drawer(family.space, supernet.shape(8), DrawSettings(**{"subnetworks": 2, **(draw or {})}), seed=5)
-    return ElasticTrainer(
-        supernet, settings, drawer, teacher, rates=rates, augment=augment, args=arguments(directory, **(changes or {})), train_dataset=rows(),
-        data_collator=default_data_collator, callbacks=callbacks,
-    )  # fmt: skip
-
-
-def rows() -> Dataset:
-    rng = np.random.default_rng(0)
-    return Dataset.from_dict(
-        {
-            "input_ids": rng.integers(5, 100, (48, 8)).tolist(),
-            "attention_mask": np.ones((48, 8), dtype=int).tolist(),
-            "labels": rng.integers(0, 3, 48).tolist(),
-        }
-    )
-
-
-def arguments(directory: Path, **changes: Any) -> TrainingArguments:
-    return TrainingArguments(
-        str(directory), num_train_epochs=3, per_device_train_batch_size=4, gradient_accumulation_steps=2,
-        learning_rate=1e-3, save_steps=4, logging_steps=1, report_to="none", disable_tqdm=True, label_names=["labels"],
-        remove_unused_columns=False, seed=5, use_cpu=True, **changes,
-    )  # fmt: skip
-
-
-def losses(trainer: ElasticTrainer) -> dict[int, float]:
-    return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset
 from transformers import DataCollatorWithPadding
 
+from instatune_deploy.data.columns import values
 from instatune_deploy.errors import DatasetError, UnknownNameError
 from instatune_deploy.values.recipe import METRICS, DataSection, Task
 
@@ -127,16 +128,16 @@ def check_texts(name: str, rows: Dataset, *columns: str) -> None:
         DatasetError: a value is none; says in which row.
     """
     for column in columns:
-        for number, text in enumerate(rows[column]):
+        for number, text in enumerate(values(rows, column)):
             if not isinstance(text, str):
                 raise DatasetError(f"{name} split, row {number}: {column} is {text!r}, not a text")
 
 
-def class_names(feature: Any, values: Iterable[Any], where: str) -> tuple[str, ...]:
+def class_names(feature: Any, given: Iterable[Any], where: str) -> tuple[str, ...]:
     """Names of the classes, by index.
 
     Args:
-        feature: the type that the source gives the values; `values`: all of them in the training rows.
+        feature: the type that the source gives the values; `given`: all of them in the training rows.
         where: names the source and the column in an error.
 
     Raises:
@@ -144,9 +145,9 @@ def class_names(feature: Any, values: Iterable[Any], where: str) -> tuple[str, .
     """
     if isinstance(feature, ClassLabel):
         return tuple(feature.names)
-    known = [value for value in values if value is not None]
+    known = {value for value in given if value is not None}
     if all(isinstance(value, str) for value in known):
-        return tuple(sorted(set(known)))
+        return tuple(sorted(known))
     if any(isinstance(value, bool) or not isinstance(value, int) for value in known):
         raise DatasetError(f"{where} holds neither whole numbers nor class names")
     return tuple(str(index) for index in range(max(known) + 1))

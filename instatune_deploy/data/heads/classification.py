@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from datasets import Dataset
 
+from instatune_deploy.data.columns import values
 from instatune_deploy.data.heads.base import Head, Outputs, check_texts, class_index, class_names
 from instatune_deploy.data.metrics import correlation, mean_divergence, score
 from instatune_deploy.errors import DatasetError
@@ -26,7 +27,7 @@ class Classification(Head):
     def classes(self, rows: Dataset, data: DataSection) -> tuple[str, ...]:
         """See `Head.classes`."""
         where = f"{data.train}: column {data.label!r}"
-        return class_names(rows.features[data.label], rows[data.label], where)
+        return class_names(rows.features[data.label], values(rows, data.label), where)
 
     def score(self, metric: str, outputs: Outputs, labels: np.ndarray) -> float:
         """See `Head.score`."""
@@ -64,7 +65,7 @@ class TextClassification(Classification):
     ) -> tuple[Dataset, np.ndarray]:
         """See `Head.encode`."""
         labels = class_indices(name, rows, data, classes)
-        return _encode_texts(name, rows, data, processor).add_column("labels", labels), labels
+        return encode_texts(name, rows, data, processor).add_column("labels", labels), labels
 
 
 class TextRegression(Head):
@@ -84,11 +85,12 @@ class TextRegression(Head):
         self, name: str, rows: Dataset, data: DataSection, processor: Processor, classes: tuple[str, ...]
     ) -> tuple[Dataset, np.ndarray]:
         """See `Head.encode`."""
-        for number, value in enumerate(rows[data.label]):
+        labels = np.empty(len(rows), dtype=np.float64)
+        for number, value in enumerate(values(rows, data.label)):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise DatasetError(f"{name} split, row {number}: {data.label} is {value!r}, not a number")
-        labels = np.asarray(rows[data.label][:], dtype=np.float64)
-        return _encode_texts(name, rows, data, processor).add_column("labels", labels), labels
+            labels[number] = value
+        return encode_texts(name, rows, data, processor).add_column("labels", labels), labels
 
     def score(self, metric: str, outputs: Outputs, labels: np.ndarray) -> float:
         """See `Head.score`."""
@@ -107,7 +109,7 @@ def _text_columns(data: DataSection) -> tuple[str, ...]:
     return (data.text,) if data.text_pair is None else (data.text, data.text_pair)
 
 
-def _encode_texts(name: str, rows: Dataset, data: DataSection, processor: Processor) -> Dataset:
+def encode_texts(name: str, rows: Dataset, data: DataSection, processor: Processor) -> Dataset:
     """Texts or pairs of texts as the model reads them."""
     columns = _text_columns(data)
     check_texts(name, rows, *columns)
@@ -121,7 +123,7 @@ def class_indices(name: str, rows: Dataset, data: DataSection, classes: tuple[st
     """The class of each row as an index, shape (rows,)."""
     index_of = {known: index for index, known in enumerate(classes)}
     indices = np.empty(len(rows), dtype=np.int64)
-    for number, value in enumerate(rows[data.label]):
+    for number, value in enumerate(values(rows, data.label)):
         index = class_index(value, index_of)
         if index is None:
             raise DatasetError(

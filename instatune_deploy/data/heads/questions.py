@@ -5,11 +5,13 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
 
+from instatune_deploy.data.columns import values
 from instatune_deploy.data.heads.base import Head, Outputs, check_texts
 from instatune_deploy.data.metrics import answer_score
 from instatune_deploy.errors import DatasetError
@@ -20,28 +22,46 @@ if TYPE_CHECKING:
 
 #: Longest answer that is looked for, in tokens (run_qa.py's default).
 MAX_ANSWER_TOKENS = 30
-#: Columns of encoded rows that say where the context is; see `Questions.windows`.
-_PLACES = ("context_from", "starts", "ends")
+#: Columns of encoded rows that say whose window one is and where in it the context is; see `Questions.windows`.
+_PLACES = ("question_number", "context_from", "starts", "ends")
 
 
 @dataclass(frozen=True)
 class Questions:
-    """The right answers of a split.
+    """The right answers of a split. What is derived is read for scoring alone, which training rows are not.
 
     Args:
-        contexts, answers: of each question its context and its right answers, one or more.
-        rows: of each question the numbers of its encoded rows, the windows of its context.
-        windows: of each encoded row where the context is in it: `context_from`, the position of its first token, and
-            `starts` and `ends`, the characters of the context at which its tokens begin and end.
+        asked: rows with a context and its right answers, one or more, each.
+        windows: of each encoded row whose window it is, `question_number`, and where the context is in it: `context_from`,
+            the position of its first token, and `starts` and `ends`, the characters of the context at which its tokens
+            begin and end.
+        data: names the columns of `asked`.
     """
 
-    contexts: list[str]
-    answers: list[list[str]]
-    rows: list[list[int]]
+    asked: Dataset
     windows: Dataset
+    data: DataSection
 
     def __len__(self) -> int:
-        return len(self.contexts)
+        return len(self.asked)
+
+    @cached_property
+    def contexts(self) -> list[str]:
+        """The context of each question."""
+        return list(values(self.asked, self.data.context))
+
+    @cached_property
+    def answers(self) -> list[list[str]]:
+        """The right answers to each question."""
+        return [list(right["text"]) for right in values(self.asked, self.data.answers)]
+
+    @cached_property
+    def rows(self) -> list[list[int]]:
+        """Of each question the numbers of its encoded rows, the windows of its context."""
+        rows_of: list[list[int]] = [[] for _ in range(len(self))]
+        for row, question in enumerate(values(self.windows, "question_number")):
+            rows_of[question].append(row)
+        return rows_of
 
 
 class QuestionAnswering(Head):
@@ -66,30 +86,26 @@ class QuestionAnswering(Head):
     ) -> tuple[Dataset, Questions]:
         """See `Head.encode`."""
         check_texts(name, rows, data.question, data.context)
-        contexts, answers = list(rows[data.context]), list(rows[data.answers])
-        for number, (context, right) in enumerate(zip(contexts, answers, strict=True)):
-            _check_answers(f"{name} split, row {number}", context, right, data)
-        for number, room in enumerate(processor.room_beside(list(rows[data.question]))):
-            if room <= data.doc_stride:
-                raise DatasetError(
-                    f"{name} split, row {number}: beside its question {max(room, 0)} of sequence_length "
-                    f"{processor.sequence_length} tokens are left for the context, no more than doc_stride {data.doc_stride}"
-                )
 
         def encode(batch: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, list[Any]]:
+            rooms = processor.room_beside(batch[data.question])
+            checked = zip(numbers, batch[data.context], batch[data.answers], rooms, strict=True)
+            for number, context, right, room in checked:
+                where = f"{name} split, row {number}"
+                _check_answers(where, context, right, data)
+                if room <= data.doc_stride:
+                    raise DatasetError(
+                        f"{where}: beside its question {max(room, 0)} of sequence_length {processor.sequence_length} tokens "
+                        f"are left for the context, no more than doc_stride {data.doc_stride}"
+                    )
             return _windows(batch, numbers, data, processor)
 
         columns = list(self.columns(data))
         encoded = rows.select_columns(columns).map(
             encode, batched=True, with_indices=True, remove_columns=columns, load_from_cache_file=False, desc=None
         )
-        rows_of: list[list[int]] = [[] for _ in contexts]
-        for row, question in enumerate(encoded["question_number"]):
-            rows_of[question].append(row)
-        labels = Questions(
-            contexts, [list(right["text"]) for right in answers], rows_of, encoded.select_columns(list(_PLACES))
-        )
-        return encoded.remove_columns([*_PLACES, "question_number"]), labels
+        labels = Questions(rows.select_columns(columns), encoded.select_columns(list(_PLACES)), data)
+        return encoded.remove_columns(list(_PLACES)), labels
 
     def differ(self, labels: Questions) -> bool:
         """See `Head.differ`: the places of answers do."""
@@ -159,9 +175,7 @@ def _windows(
     """Questions of a batch with the windows of their contexts, one a row, and where in it the first answer is."""
     encoded = processor.encode_questions(batch[data.question], batch[data.context], data.doc_stride)
     questions, offsets = encoded.pop("overflow_to_sample_mapping"), encoded.pop("offset_mapping")
-    added: dict[str, list[Any]] = {
-        name: [] for name in ("start_positions", "end_positions", *_PLACES, "question_number")
-    }
+    added: dict[str, list[Any]] = {name: [] for name in ("start_positions", "end_positions", *_PLACES)}
     for row, question in enumerate(questions):
         parts = encoded.sequence_ids(row)
         count = parts.count(1)

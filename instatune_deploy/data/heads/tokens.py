@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset
 from transformers import DataCollatorForTokenClassification
 
+from instatune_deploy.data.columns import distinct_elements, values
 from instatune_deploy.data.heads.base import Head, Outputs, class_index, class_names
 from instatune_deploy.data.metrics import check_entity_f1, entity_f1, mean_divergence, score
 from instatune_deploy.errors import DatasetError, RecipeError
@@ -27,14 +29,23 @@ _ENTITY_TAG = re.compile(r"O|[BIES](-.+)?")
 
 @dataclass(frozen=True)
 class Tags:
-    """The right tags of a split: names of the tags, and for each row the tag index of every token, `IGNORED` where none is
-    scored."""
+    """The right tags of a split.
+
+    Args:
+        classes: names of the tags.
+        encoded: rows of ``labels``, the tag index of every token, `IGNORED` where none is scored.
+    """
 
     classes: tuple[str, ...]
-    rows: tuple[np.ndarray, ...]
+    encoded: Dataset
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.encoded)
+
+    @cached_property
+    def rows(self) -> tuple[np.ndarray, ...]:
+        """For each row the tag index of every token; read for scoring alone, which training rows are not."""
+        return tuple(np.asarray(labels) for labels in values(self.encoded, "labels"))
 
 
 class TokenClassification(Head):
@@ -55,25 +66,26 @@ class TokenClassification(Head):
         where = f"{data.train}: column {data.tags!r}"
         if element is None:
             raise DatasetError(f"{where} holds no lists of tags")
-        return class_names(element, (tag for tags in rows[data.tags] for tag in tags or ()), where)
+        return class_names(element, (tag for tags in values(rows, data.tags) for tag in tags or ()), where)
 
     def encode(
         self, name: str, rows: Dataset, data: DataSection, processor: Processor, classes: tuple[str, ...]
     ) -> tuple[Dataset, Tags]:
         """See `Head.encode`."""
         index_of = {known: index for index, known in enumerate(classes)}
-        pairs = zip(rows[data.tokens], rows[data.tags], strict=True)
-        tags = [_tag_indices(f"{name} split, row {n}", *pair, data, index_of) for n, pair in enumerate(pairs)]
 
         def encode(batch: Mapping[str, list[Any]], numbers: list[int]) -> dict[str, Any]:
+            pairs = zip(numbers, batch[data.tokens], batch[data.tags], strict=True)
+            tags = [_tag_indices(f"{name} split, row {n}", words, own, data, index_of) for n, words, own in pairs]
             encoded = processor.encode_words(batch[data.tokens])
-            labels = [_at_first_pieces(encoded.word_ids(i), tags[number]) for i, number in enumerate(numbers)]
+            labels = [_at_first_pieces(encoded.word_ids(number), own) for number, own in enumerate(tags)]
             return {**encoded, "labels": labels}
 
-        encoded = rows.select_columns([data.tokens]).map(
-            encode, batched=True, with_indices=True, remove_columns=[data.tokens], load_from_cache_file=False, desc=None
+        columns = list(self.columns(data))
+        encoded = rows.select_columns(columns).map(
+            encode, batched=True, with_indices=True, remove_columns=columns, load_from_cache_file=False, desc=None
         )
-        return encoded, Tags(classes, tuple(np.asarray(labels) for labels in encoded["labels"]))
+        return encoded, Tags(classes, encoded.select_columns(["labels"]))
 
     def check_metric(self, metric: str, classes: tuple[str, ...]) -> None:
         """See `Head.check_metric`."""
@@ -88,7 +100,7 @@ class TokenClassification(Head):
 
     def differ(self, labels: Tags) -> bool:
         """See `Head.differ`."""
-        return len({tag for row in labels.rows for tag in row.tolist()} - {IGNORED}) > 1
+        return len(distinct_elements(labels.encoded, "labels") - {IGNORED}) > 1
 
     def score(self, metric: str, outputs: Outputs, labels: Tags) -> float:
         """See `Head.score`."""

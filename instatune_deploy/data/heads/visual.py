@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from PIL import Image
 from transformers import DataCollatorWithPadding, default_data_collator
 
-from instatune_deploy.data.heads.base import check_texts
-from instatune_deploy.data.heads.classification import Classification, class_indices
+from instatune_deploy.data.heads.classification import Classification, class_indices, encode_texts
 from instatune_deploy.errors import DatasetError
 from instatune_deploy.values.recipe import DataSection
 
@@ -35,7 +34,7 @@ class ImageClassification(Classification):
     ) -> tuple[Dataset, np.ndarray]:
         """See `Head.encode`."""
         labels = class_indices(name, rows, data, classes)
-        return _with_images(name, rows, data.image, {"labels": labels}, processor), labels
+        return _with_images(name, rows.select_columns([data.image]), data.image, labels, processor), labels
 
     def collator(self, inner: Any) -> Any:
         """See `Head.collator`."""
@@ -57,9 +56,9 @@ class VisualQuestionAnswering(Classification):
     ) -> tuple[Dataset, np.ndarray]:
         """See `Head.encode`."""
         labels = class_indices(name, rows, data, classes)
-        check_texts(name, rows, data.text)
-        columns = {**processor.encode_texts(rows[data.text][:]), "labels": labels}
-        return _with_images(name, rows, data.image, columns, processor), labels
+        texts = encode_texts(name, rows, data, processor)
+        found = concatenate_datasets([rows.select_columns([data.image]), texts], axis=1)
+        return _with_images(name, found, data.image, labels, processor), labels
 
     def collator(self, inner: Any) -> Any:
         """See `Head.collator`."""
@@ -79,17 +78,15 @@ class _ImagesAndTexts:
 
 
 def _with_images(
-    name: str, rows: Dataset, column: str, columns: Mapping[str, Any], processor: Processor
+    name: str, rows: Dataset, column: str, labels: np.ndarray, processor: Processor
 ) -> Dataset:  # fmt: skip
-    """Rows of `columns`, and of ``pixel_values`` from the images in `column`, which are decoded when a row is read: a data
-    set of them need not fit in memory.
+    """`rows` with `labels`, and with ``pixel_values`` from the images in `column` in their place, which are decoded when a row
+    is read: a data set of them need not fit in memory.
 
     Raises:
         DatasetError: an image is missing; says in which row.
     """
-    found = rows.select_columns([column])
-    for own, values in columns.items():
-        found = found.add_column(own, values)
+    found = rows.add_column("labels", labels)
     if found.data.table.column(column).null_count:
         number = found.data.table.column(column).is_null().to_pylist().index(True)
         raise DatasetError(f"{name} split, row {number}: {column} is missing")
