@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,15 @@ def test_help_and_targets_import_no_framework(tmp_path: Path) -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_the_demos_lock_has_the_versions_of_the_constraints_and_a_hash_each() -> None:
+    def pins(text: str) -> dict[str, str]:
+        lines = [line.split()[0].split("==") for line in text.splitlines() if "==" in line and not line.startswith("#")]
+        return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in lines}
+
+    lock = (ROOT / "requirements-demo.txt").read_text(encoding="utf-8")
+    pinned, constrained = pins(lock), pins((ROOT / "constraints.txt").read_text(encoding="utf-8"))
+    assert {"torch", "openvino", "onnxruntime", "transformers", "lightgbm", "pydantic"} <= pinned.keys()
+    assert all(constrained.get(name, version) == version.partition("+")[0] for name, version in pinned.items())
+    assert all(re.fullmatch(r"\S+==\S+ --hash=sha256:[0-9a-f]{64}|#.*", line) for line in lock.splitlines())
