@@ -46,8 +46,8 @@ KINDS: dict[str, tuple[Task, tuple[int, int]]] = {
     "text": ("text-classification", (30_000, 180_000)), "images": ("image-classification", (10_000, 50_000)),
 }  # fmt: skip
 SEED, STEPS, TOKENS, WORDS = 0, 10, 64, 5_000
-#: Rows of a parquet file's row group: pyarrow reads some of them ahead, however many there are.
-PIECE = 1_000
+#: Rows of a parquet file's row group, as `datasets` writes them: pyarrow reads some of them ahead, however many there are.
+PIECES = {"text": 1_000, "images": 100}
 Row = dict[str, Any]
 
 
@@ -111,8 +111,8 @@ def write_rows(path: Path, kind: str, count: int) -> None:
 def _pieces(kind: str, count: int, rng: random.Random) -> Iterator[dict[str, list[Any]]]:
     vocabulary = [f"word{number}" for number in range(WORDS)]
     pictures = [_picture(number) for number in range(200)]
-    for start in range(0, count, PIECE):
-        size = min(PIECE, count - start)
+    for start in range(0, count, PIECES[kind]):
+        size = min(PIECES[kind], count - start)
         labels = [rng.randrange(2) for _ in range(size)]
         if kind == "text":
             yield {"text": [" ".join(rng.choices(vocabulary, k=rng.randrange(5, 40))) for _ in labels], "label": labels}

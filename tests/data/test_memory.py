@@ -51,7 +51,7 @@ def read(path: Path, model: Path, task: Any, options: dict[str, Any]) -> None:
     assert sum(1 for _ in sampler) == len(data.train.rows)
 
 
-@pytest.mark.parametrize("task", list(SECTIONS))
+@pytest.mark.parametrize("task", ["text-classification", "token-classification", "question-answering"])
 def test_texts(task: str, tmp_path: Path) -> None:
     model = write_body(tmp_path / "model")
     few, many = (write_rows(tmp_path / f"{rows}.parquet", task, rows, seed=0) for rows in (3_000, 15_000))
