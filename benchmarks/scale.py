@@ -204,7 +204,7 @@ def main(arguments: Sequence[str]) -> int:
         "Two workers of a Ray cluster on two cores evaluate at least 1.7 times as fast as one, one worker costs under 10% more "
         "time than no Ray, the files are the same to the bit, and a killed worker loses no evaluation. A matrix of 200 targets and 5 "
         "budgets takes under 10 minutes without exporting, growing linearly; exporting a sub-network of a BERT-large-sized "
-        "super-network takes at most 1.3 times its size and 1 GB of memory. Fine-tuning takes at most 100 bytes of memory for each "
+        "super-network takes at most 1.3 times its size and 1 GB of memory. Fine-tuning takes at most 500 bytes of memory for each "
         "training row more, of texts as of images."
     )
     print(write_result("scale", claim, figures, rows))

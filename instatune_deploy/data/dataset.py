@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from instatune_deploy.data.heads import get_head
 from instatune_deploy.data.heads.base import Head
@@ -21,6 +22,12 @@ Batches = Iterable[tuple[np.ndarray, Sequence[np.ndarray]]]
 
 #: Files that can be read as rows, by suffix.
 FILE_KINDS = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json"}
+
+#: How some of them are read. With buffers that it fills ahead, pyarrow takes more memory the more rows a file has.
+_READING: dict[str, dict[str, Any]] = {
+    ".tsv": {"delimiter": "\t"},
+    ".parquet": {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)},
+}
 
 
 @dataclass(frozen=True)
@@ -154,7 +161,7 @@ def read_rows(source: str) -> Dataset:
     path = Path(source)
     try:
         if path.is_file() and path.suffix in FILE_KINDS:
-            options = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
+            options = _READING.get(path.suffix, {})
             rows = load_dataset(FILE_KINDS[path.suffix], data_files=str(path), split="train", **options)
         elif path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
             rows = load_from_disk(str(path))
