@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from instatune_deploy.data.heads.base import Head
 from instatune_deploy.data.processor import Processor
@@ -62,7 +64,8 @@ def export(
     """Write the artifact of a sub-network; `directory` appears only when every file was checked.
 
     Args:
-        network: the extracted sub-network; `architecture`: what it is; `shape`: of the full network.
+        network: the extracted sub-network, whose weights lie in the artifact's file from then on; `architecture`: what it is;
+            `shape`: of the full network.
         deployment: what it was selected for; the artifact holds the fp32 files of ONNX Runtime and OpenVINO all the same.
         samples: real inputs by name, batch first, on which the files' outputs are compared with the network's.
         calibration: real training inputs, batches of them, from which quantisation learns how large activations are.
@@ -84,6 +87,7 @@ def export(
     tensors = {name: torch.from_numpy(array) for name, array in example.items()}
     with new_directory(directory) as draft:
         network.save_pretrained(draft)
+        _map_weights(network, draft / SAFE_WEIGHTS_NAME)
         processor.save(draft)
         export_onnx(network, tensors, draft / ONNX, outputs=processor.head.outputs, opset=opset, fixed=fixed)
         files = file_deployments(deployment)
@@ -105,6 +109,14 @@ def export(
         )  # fmt: skip
         manifest.write(draft)
     return Artifact(directory, Manifest.read(directory))
+
+
+def _map_weights(network: PreTrainedModel, path: Path) -> None:
+    """Let the weights of a network be those in the file that it was saved to, as far as they are there: mapped, they take no
+    memory that the system cannot take back. Tracing holds them until the artifact is written."""
+    if path.is_file():  # the largest networks are saved to several
+        network.load_state_dict(load_file(path), strict=False, assign=True)
+        network.tie_weights()
 
 
 def _check_fixable(deployment: Deployment, *, image: bool) -> None:
