@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import instatune_deploy
 from instatune_deploy.cluster import tasks
 from instatune_deploy.cluster.evaluating import ClusterCompute
-from instatune_deploy.cluster.nodes import TRIES, alive, node_name, offers, on, reason_of, worker_count
+from instatune_deploy.cluster.nodes import TRIES, alive, node_name, offers, on, reason_of, result_on, worker_count
 from instatune_deploy.cluster.site import ClusterProber, ClusterSite
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import MeasurementError, TargetError, UsageError
@@ -120,7 +120,7 @@ class Cluster(Executor):
             cpus = node["Resources"].get("CPU", 0.0) if alone else 0
             task = on(tasks.answer, node, cpus=cpus, resources={target: 1} if alone else {})
             try:
-                found = ray.get(task.remote(function, *arguments))
+                found = result_on(node, task.remote(function, *arguments))
             except ray.exceptions.RayError as error:
                 reason = reason_of(error)
                 then = f"try {number + 1} of {TRIES} follows" if number < TRIES else "it is given up"

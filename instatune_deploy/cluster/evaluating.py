@@ -15,7 +15,7 @@ import ray
 
 from instatune_deploy.cluster import tasks
 from instatune_deploy.cluster.network import Network
-from instatune_deploy.cluster.nodes import TRIES, reason_of, task, worker_count
+from instatune_deploy.cluster.nodes import SILENCE_S, TRIES, alive_ids, reason_of, task, worker_count
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import MeasurementError
 from instatune_deploy.profiling import Report
@@ -24,8 +24,6 @@ from instatune_deploy.values.space import Architecture
 
 #: Into how many tasks a chunk is divided for each worker: more are more even, fewer share more.
 PARTS_A_WORKER = 4
-#: Seconds of waiting after which it is looked whether there is anybody to wait for.
-SILENCE_S = 30.0
 #: Sub-networks that fail before any has been evaluated: then it is not they that are at fault.
 MOST_FAILED_FIRST = 3
 
@@ -81,6 +79,8 @@ class ClusterCompute:
         self._network: Any = None
         self._placed: tuple[Sequence[Batch], list[Any], list[Sequence[int]]] | None = None
         self._worked = False
+        #: Those that were there when it was looked last.
+        self._nodes: set[str] = set()
 
     def __call__(
         self, chunks: Sequence[Sequence[Architecture]], batches: Sequence[Batch], precision: str
@@ -95,6 +95,7 @@ class ClusterCompute:
             for part in range(len(references))
         )
         running: dict[Any, Unit] = {}
+        self._nodes = alive_ids()
         done = 0
         try:
             while done < len(work):
@@ -107,7 +108,11 @@ class ClusterCompute:
                         work[unit.chunk].missing -= 1
                 if running:
                     ended = self._await(running)
-                    waiting.extendleft(reversed(self._finish(work, running.pop(ended), ended)))
+                    if ended is None:
+                        waiting.extendleft(reversed(running.values()))
+                        running.clear()
+                    else:
+                        waiting.extendleft(reversed(self._finish(work, running.pop(ended), ended)))
                 while done < len(work) and work[done].missing == 0:
                     yield work[done].outputs(order)
                     work[done].found.clear()
@@ -116,12 +121,18 @@ class ClusterCompute:
             for reference in running:
                 ray.cancel(reference, force=True)
 
-    def _await(self, running: Mapping[Any, Unit]) -> Any:
-        """One of `running` that has ended, as soon as one has."""
+    def _await(self, running: Mapping[Any, Unit]) -> Any | None:
+        """One of `running` that has ended, as soon as one has. None: a node is gone, and with it perhaps some of them; nobody
+        says which, and to run the others twice changes nothing."""
         while True:
             ended, _ = ray.wait(list(running), num_returns=1, timeout=SILENCE_S)
             if ended:
                 return ended[0]
+            before, self._nodes = self._nodes, alive_ids()
+            if gone := before - self._nodes:
+                names = ", ".join(sorted(name[:8] for name in gone))
+                self.report(f"evaluating: node {names} is gone; what it may have had to do is given to others")
+                return None
             if not worker_count():
                 self.report("no node of the cluster has a CPU any more: waiting for one")
 

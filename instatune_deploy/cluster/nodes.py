@@ -10,6 +10,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 #: How often a task is tried; after that it is given up, and said so.
 TRIES = 3
+#: Seconds of waiting for a task after which it is looked who is still there. Where a node's network is cut, Ray itself waits for
+#: minutes for what it had to do.
+SILENCE_S = 15.0
 
 
 def worker_count() -> int:
@@ -39,6 +42,23 @@ def task(function: Callable[..., Any], **options: Any) -> Any:
     """A function as a task that is tried once; `options` are Ray's."""
     remote: Any = ray.remote
     return remote(max_retries=0, **options)(function)
+
+
+def result_on(node: dict[str, Any], reference: Any) -> Any:
+    """What a task that was given to `node` alone returns.
+
+    Raises:
+        RayError: it failed, or the node is gone.
+    """
+    while not ray.wait([reference], timeout=SILENCE_S)[0]:
+        if node["NodeID"] not in alive_ids():
+            raise ray.exceptions.NodeDiedError(f"node {node_name(node)} is gone")
+    return ray.get(reference)
+
+
+def alive_ids() -> set[str]:
+    """Names of the nodes there are now."""
+    return {node["NodeID"] for node in alive()}
 
 
 def alive() -> list[dict[str, Any]]:

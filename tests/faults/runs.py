@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +24,8 @@ from instatune_deploy.values.evaluations import read_evaluations
 from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.manifest import MANIFEST_NAME
 from instatune_deploy.workspace import RECORDS
-from tests.helpers import write_project
+from tests.faults.network import two_machines
+from tests.helpers import COMMAND, write_project
 
 #: What latency has no say in, so that two runs can be the same; as short as a run of all stages can be.
 RECIPE = {
@@ -121,6 +123,15 @@ class Command:
         if "this should not happen" in self.last:
             return self.last
         return "" if self.code == 0 or self.last.startswith("error: ") else f"ended with {self.code}: {self.last}"
+
+
+def unsearched(project: Project, run: Path) -> Path:
+    """The undisturbed run as it was before anything was evaluated, in `run`."""
+    shutil.copytree(project.directory / "undisturbed", run)
+    shutil.rmtree(run / "fronts")
+    for name in ("evaluations.jsonl", "searched_by.json"):
+        (run / name).unlink()
+    return run
 
 
 def _run(directory: str, run: str, log: str) -> None:
@@ -265,3 +276,30 @@ class Clock:
         draft = self._file.with_suffix(".draft")
         draft.write_text(offset, encoding="utf-8")
         os.replace(draft, self._file)
+
+
+def search_while_cut(project: Project, run: Path, after_s: float) -> str:
+    """Search on a cluster of two machines and cut the cable between them; what is wrong in the end, empty if nothing.
+
+    Args:
+        after_s: seconds to the cut from when evaluation is about to begin.
+    """
+    unsearched(project, run)
+    said = run.with_suffix(".said.txt")
+    with two_machines("cpu-test") as machines, said.open("w") as stream:
+        command = [*COMMAND, "search", "--run", str(run), "--ray", machines.address]
+        search = subprocess.Popen(
+            command, cwd=project.directory, env=machines.environment, stdout=stream, stderr=stream
+        )
+        try:
+            while "latency table" not in said.read_text() and search.poll() is None:
+                time.sleep(0.1)
+            time.sleep(after_s)
+            machines.cut()
+            code = search.wait(LIMIT_S)
+        finally:
+            search.kill()
+    text = said.read_text()
+    if code != 0 or "Traceback" in text:
+        return f"it ended with {code}: {text[-300:]}"
+    return "" if evaluations(run) == project.expected["evaluations"] else "its evaluations are others"

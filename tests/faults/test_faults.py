@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.network import problem
 from tests.faults.runs import (
     FAKETIME,
     Clock,
@@ -23,6 +24,7 @@ from tests.faults.runs import (
     outcome,
     remount,
     same,
+    search_while_cut,
 )
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system, which needs root")
@@ -118,3 +120,10 @@ def test_a_clock_that_jumps_changes_nothing_and_spoils_no_lock(project: Project)
         command.wait()
         assert command.code == 0, command.text
     assert outcome(project.directory / "undisturbed") == project.expected
+
+
+def test_a_network_that_is_cut_loses_no_evaluation(project: Project, run: Path) -> None:
+    """A cluster's second machine is gone while it evaluates: what it had to do is done by the first."""
+    if (why := problem()) is not None:
+        pytest.skip(why)
+    assert search_while_cut(project, run, 0.5) == ""
