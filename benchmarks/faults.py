@@ -5,7 +5,8 @@ random over the whole run, lets the same command go on, and holds what comes out
 weights of teacher and super-network, every evaluation, the front, the tables' schema and the selected network's files must be the
 same; latencies are measured anew. At the fault no file under a final name may be half, and no evaluation may be lost. What is told
 must be one line, no traceback. A run is killed again and again until it ends, each time at a moment drawn over what is left of it.
-Disks are made full or read-only as small file systems in memory, which needs root; clocks jump by Debian's libfaketime. It writes
+Disks are made full or read-only as small file systems in memory, which needs root, as do two network namespaces with a Ray cluster
+on them, whose cable is cut; clocks jump by Debian's libfaketime. It writes
 results/faults.json; stopped at any point, the same command goes on.
 """
 
@@ -36,6 +37,7 @@ from tests.faults.runs import (
     memory_disk,
     remount,
     same,
+    search_while_cut,
 )
 
 RUN = Path("runs/faults")
@@ -156,9 +158,15 @@ def clock(project: Project, run: Path, rng: random.Random) -> list[Happened]:
     return [(", ".join(stages), fault)]
 
 
+def network_cut(project: Project, run: Path, rng: random.Random) -> list[Happened]:
+    """The second of two machines that evaluate is cut off for good."""
+    return [("evaluations", search_while_cut(project, run, rng.uniform(0, 2)))]
+
+
 KINDS: dict[str, Callable[[Project, Path, random.Random], list[Happened]]] = {
     "killed": killed, "interrupted": interrupted, "second process": second_process, "full disk": full_disk,
     "read-only disk": read_only, "directory removed": removed, "jumping clock": clock,
+    "network cut": network_cut,
 }  # fmt: skip
 
 
