@@ -143,6 +143,12 @@ def test_debug_shows_the_traceback_wherever_it_stands(
             1,
         ),
         (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 57664 vs 57556"),
+            "system: PyTorch could not write a whole file, as when no space is left: free some, then call the same command again, "
+            "which goes on; `instatune-deploy run RECIPE --dry-run` says how much a run needs",
+            1,
+        ),
+        (
             ModuleNotFoundError("No module named 'onnx'"),
             "No module named 'onnx': `instatune-deploy doctor` says which packages are missing",
             1,

@@ -27,6 +27,9 @@ def explain(error: BaseException) -> tuple[str, int]:
     if (refused := re.search(r"\(os error (\d+)\)", str(error))) is not None:
         # Libraries in Rust, such as safetensors, have errors of their own for what the system refuses.
         return _system(OSError(int(refused[1]), os.strerror(int(refused[1])))), 1
+    if "inline_container" in str(error) and "Reader" not in str(error):
+        # PyTorch's writer of archives does not pass on what the system said.
+        return _system(OSError(errno.ENOSPC, "PyTorch could not write a whole file, as when no space is left")), 1
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return (
             "memory ran out: lower finetune.batch_size (and raise finetune.gradient_accumulation as much), or set "
