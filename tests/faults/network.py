@@ -90,7 +90,8 @@ def two_machines(offered: str) -> Iterator[TwoMachines]:
             os.killpg(process.pid, signal.SIGTERM)
         for process in nodes:
             process.wait(60)
-        _ip("netns", "del", name)  # and the cable with it
+        subprocess.run(["ip", "link", "del", f"{name}a"], check=False, capture_output=True)
+        _ip("netns", "del", name)
 
 
 def _await(command: str, environment: Mapping[str, str]) -> None:
