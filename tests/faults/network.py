@@ -46,7 +46,11 @@ def problem() -> str | None:
     name = f"try{os.getpid()}"
     try:
         _ip("netns", "add", name)
-        _ip("netns", "del", name)
+        try:
+            _ip("link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b", "netns", name)
+            _ip("link", "del", f"{name}a")
+        finally:
+            _ip("netns", "del", name)
     except (OSError, subprocess.CalledProcessError) as error:
         return f"no network namespace can be made here: {error}"
     return None if Path(_RAY).is_file() else "the extra ray is not installed"
@@ -54,7 +58,11 @@ def problem() -> str | None:
 
 @contextmanager
 def two_machines(offered: str) -> Iterator[TwoMachines]:
-    """Two machines and the cluster of them; the first, this one, offers the target called `offered`."""
+    """Two machines and the cluster of them; the first, this one, offers the target called `offered`.
+
+    Raises:
+        TimeoutError: Ray does not come up on them.
+    """
     name, environment = f"itd{os.getpid()}", {**os.environ, **_QUICK}
     with socket.socket() as free:
         free.bind(("", 0))
