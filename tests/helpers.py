@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -303,6 +304,14 @@ def write_project(directory: Path, task: str = "text-classification") -> Path:
     path = directory / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return path
+
+
+def copy_unsearched(run: Path, copy: Path) -> None:
+    """A run as it was before anything was evaluated."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "fronts")
+    for name in ("evaluations.jsonl", "searched_by.json"):
+        (copy / name).unlink()
 
 
 def call_main(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from instatune_deploy.stages.evaluate import Evaluator
 from instatune_deploy.stages.evaluate.runs import Compute
 from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.space import Architecture
-from tests.helpers import call_main, make_family, make_text_task, write_project
+from tests.helpers import call_main, copy_unsearched, make_family, make_text_task, write_project
 
 try:
     import ray
@@ -256,10 +255,7 @@ def test_a_run_measures_on_the_node_that_offers_the_target(
     assert sorted(table.deployment.name for table in tables) == ["ort-fp32-1t", "ort-int8-1t"]
     assert {table.machine.cpu_model for table in tables} == {detect().cpu_model}
     # The search on this machine, over the same super-network and tables: the same evaluations, also the quantised ones.
-    shutil.copytree("there", "here")
-    shutil.rmtree("here/fronts")
-    for gone in ("evaluations.jsonl", "searched_by.json"):
-        Path("here", gone).unlink()
+    copy_unsearched(Path("there"), Path("here"))
     code, _, error = call_main(monkeypatch, capsys, "search", "--run", "here")
     assert code == 0, error
     there = Path("there/evaluations.jsonl").read_text(encoding="utf-8")

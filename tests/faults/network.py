@@ -47,7 +47,7 @@ def problem() -> str | None:
     try:
         _ip("netns", "add", name)
         try:
-            _ip("link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b", "netns", name)
+            _lay_cable(name)
             _ip("link", "del", f"{name}a")
         finally:
             _ip("netns", "del", name)
@@ -79,7 +79,7 @@ def two_machines(offered: str) -> Iterator[TwoMachines]:
 
     _ip("netns", "add", name)
     try:
-        _ip("link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b", "netns", name)
+        _lay_cable(name)
         _ip("addr", "add", f"{_HERE}/30", "dev", f"{name}a")
         _ip("link", "set", f"{name}a", "up")
         _ip("-n", name, "addr", "add", f"{_THERE}/30", "dev", f"{name}b")
@@ -109,6 +109,11 @@ def _await(command: str, environment: Mapping[str, str]) -> None:
         if time.monotonic() > end:
             raise TimeoutError(f"after {_STARTED_WITHIN_S} s this still fails: {command}")
         time.sleep(0.5)
+
+
+def _lay_cable(name: str) -> None:
+    """From this machine, where it ends in ``<name>a``, into the namespace `name`, where it ends in ``<name>b``."""
+    _ip("link", "add", f"{name}a", "type", "veth", "peer", "name", f"{name}b", "netns", name)
 
 
 def _ip(*arguments: str) -> None:

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.manifest import MANIFEST_NAME
 from instatune_deploy.workspace import RECORDS
 from tests.faults.network import two_machines
-from tests.helpers import COMMAND, write_project
+from tests.helpers import COMMAND, copy_unsearched, write_project
 
 #: What latency has no say in, so that two runs can be the same; as short as a run of all stages can be.
 RECIPE = {
@@ -123,15 +122,6 @@ class Command:
         if "this should not happen" in self.last:
             return self.last
         return "" if self.code == 0 or self.last.startswith("error: ") else f"ended with {self.code}: {self.last}"
-
-
-def unsearched(project: Project, run: Path) -> Path:
-    """The undisturbed run as it was before anything was evaluated, in `run`."""
-    shutil.copytree(project.directory / "undisturbed", run)
-    shutil.rmtree(run / "fronts")
-    for name in ("evaluations.jsonl", "searched_by.json"):
-        (run / name).unlink()
-    return run
 
 
 def _run(directory: str, run: str, log: str) -> None:
@@ -284,7 +274,7 @@ def search_while_cut(project: Project, run: Path, after_s: float) -> str:
     Args:
         after_s: seconds to the cut from when evaluation is about to begin.
     """
-    unsearched(project, run)
+    copy_unsearched(project.directory / "undisturbed", run)
     said = run.with_suffix(".said.txt")
     with two_machines("cpu-test") as machines, said.open("w") as stream:
         command = [*COMMAND, "search", "--run", str(run), "--ray", machines.address]
