@@ -21,7 +21,6 @@ _NUMBERS = {
 }  # fmt: skip
 #: Samples of the longest measurement are far below this.
 _MOST_BYTES = 1 << 30
-_COUNTS = ("round", "model", "session")
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,11 @@ class Samples:
         ]
         columns = list(zip(*runs, strict=True)) or [()] * len(_NUMBERS)
         arrays = {
-            key: np.asarray([np.nan if value is None else value for value in column], float)
+            # As `to_bytes` keeps them: a label found now and one found again from the file are the same.
+            key: np.asarray([np.nan if value is None else value for value in column]).astype(_NUMBERS[key])
             for key, column in zip(_NUMBERS, columns, strict=True)
         }
-        arrays.update({key: arrays[key].astype(_NUMBERS[key]) for key in _COUNTS})
-        return cls(tuple(names), **arrays)
+        return cls(tuple(names), **{key: _in_memory(array) for key, array in arrays.items()})
 
     def to_bytes(self) -> bytes:
         """A compressed NumPy archive; microseconds are kept to about seven digits."""
@@ -79,9 +78,7 @@ class Samples:
                 check_archive(zipped, path, most_bytes=_MOST_BYTES)
             with np.load(path, allow_pickle=False) as archive:
                 names = tuple(json.loads(bytes(archive["names"]).decode()))
-                arrays = {
-                    key: archive[key].astype(float if kind is np.float32 else kind) for key, kind in _NUMBERS.items()
-                }
+                arrays = {key: _in_memory(archive[key].astype(kind)) for key, kind in _NUMBERS.items()}
         except (ArtifactError, OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
             raise MeasurementError(
                 f"{path}: no samples can be read: {' '.join(str(error).split()) or error!r}"
@@ -89,3 +86,7 @@ class Samples:
         if len({len(array) for array in arrays.values()}) != 1 or not all(0 <= m < len(names) for m in arrays["model"]):
             raise MeasurementError(f"{path}: its samples do not fit together")
         return cls(names, **arrays)
+
+
+def _in_memory(array: np.ndarray) -> np.ndarray:
+    return array.astype(float) if array.dtype == np.float32 else array

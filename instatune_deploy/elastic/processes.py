@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+#: Where Accelerate's launcher says in which precision to train.
+_PRECISION = "ACCELERATE_MIXED_PRECISION"
 
 
 def process_count() -> int:
@@ -21,3 +26,17 @@ def wait_for_all() -> None:
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+@contextmanager
+def kept_precision(own: str | None = None) -> Iterator[None]:
+    """The environment's precision is `own` (None: what it was) inside, and as it was found afterwards."""
+    found = os.environ.get(_PRECISION)
+    if own is not None:
+        os.environ[_PRECISION] = own
+    try:
+        yield
+    finally:
+        os.environ.pop(_PRECISION, None)
+        if found is not None:
+            os.environ[_PRECISION] = found

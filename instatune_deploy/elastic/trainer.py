@@ -21,6 +21,7 @@ from instatune_deploy.elastic.drawing import Drawer
 from instatune_deploy.elastic.families import axis_map
 from instatune_deploy.elastic.losses import ElasticLoss, layer_pairs, network_loss, state_distance
 from instatune_deploy.elastic.optimizer import RateSettings, parameter_groups
+from instatune_deploy.elastic.processes import kept_precision
 from instatune_deploy.elastic.recording import recorded
 from instatune_deploy.elastic.sampler import BucketSampler
 from instatune_deploy.elastic.sharding import shard_on_cpus
@@ -44,8 +45,9 @@ class BucketTrainer(Trainer):
         self.rates = rates or RateSettings()
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Trainer's own; FSDP2 on CPUs, too."""
-        super().create_accelerator_and_postprocess()
+        """Trainer's own, in the precision of its arguments; FSDP2 on CPUs, too."""
+        with kept_precision("bf16" if self.args.bf16 else "fp16" if self.args.fp16 else None):
+            super().create_accelerator_and_postprocess()
         self.is_fsdp_enabled = self.is_fsdp_enabled or shard_on_cpus(self.accelerator)
 
     def _inner_training_loop(self, batch_size: Any = None, *arguments: Any, **options: Any) -> Any:

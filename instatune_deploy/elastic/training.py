@@ -25,7 +25,7 @@ from instatune_deploy.elastic.drawing import Drawer, DrawSettings
 from instatune_deploy.elastic.families import axis_map
 from instatune_deploy.elastic.losses import ElasticLoss
 from instatune_deploy.elastic.optimizer import RateSettings, WeightAverage
-from instatune_deploy.elastic.processes import is_main_process, process_count
+from instatune_deploy.elastic.processes import is_main_process, kept_precision, process_count
 from instatune_deploy.elastic.sharding import check_checkpoint, check_sharding, gather_weights
 from instatune_deploy.elastic.subnetwork import CONFIG_KEY, build_subnetwork, load_state, model_layers
 from instatune_deploy.elastic.supernet import Supernet
@@ -49,7 +49,12 @@ _DROPOUT_KEYS = (
 
 class Arguments(TrainingArguments):
     """Trainer's own. The CPU of processes that train together is "cpu:0" to Accelerate, by which name PyTorch (2.13) loads no
-    optimizer's state."""
+    optimizer's state. And Transformers would leave word of its precision in the environment, which every later training of
+    this process would take for its own: what is there stays as it was found."""
+
+    def __post_init__(self) -> None:
+        with kept_precision():
+            super().__post_init__()
 
     @property
     def device(self) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -115,6 +116,24 @@ def test_cheaper_ways_to_train_give_the_same_losses(tmp_path: Path, changes: dic
     cheaper = trainer_for(tmp_path / "b", [], changes=changes)
     cheaper.train()
     assert losses(cheaper) == pytest.approx(losses(plain), rel=tolerance)
+
+
+@pytest.mark.parametrize("launched", [None, "fp16"])
+def test_the_precision_of_a_training_is_not_the_next_ones(
+    launched: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "ACCELERATE_MIXED_PRECISION"  # as Accelerate's launcher tells it
+    monkeypatch.delenv(name, raising=False)
+    first = trainer_for(tmp_path / "a", [], changes={"bf16": True})
+    assert first.accelerator.mixed_precision == "bf16"
+    assert name not in os.environ
+    if launched is not None:
+        monkeypatch.setenv(name, launched)
+    second = trainer_for(tmp_path / "b", [], changes={"bf16": True})
+    assert second.accelerator.mixed_precision == "bf16"
+    assert os.environ.get(name) == launched
+    monkeypatch.delenv(name, raising=False)
+    assert trainer_for(tmp_path / "c", []).accelerator.mixed_precision == "no"
 
 
 def test_compiled_layers_give_the_same_losses_from_few_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
