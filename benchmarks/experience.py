@@ -3,7 +3,7 @@
 Times `--help`, the import of the package and verbs that need no network, each in processes of their own; then goes through the
 table of wrong inputs of the tests. An input counts as clear that ends in exactly the line and the exit code that the table
 says, without a traceback, and changes no file. Last comes the walk-through of the tests, from a model to a served artifact, whose
-commands are counted. Writes results/experience.json.
+commands are counted, and its run is asked again for what it selected. Writes results/experience.json.
 """
 
 from __future__ import annotations
@@ -40,17 +40,24 @@ CALLS = {
 }
 
 
-def timed(command: list[str]) -> tuple[list[float], list[float]]:
+def timed(command: list[str], directory: Path | None = None) -> tuple[list[float], list[float]]:
     """Seconds of the whole process, its start included: that passed, and of CPU time, which others on the machine do not
     lengthen."""
     passed, cpu = [], []
     for _ in range(WARM_UP + PROCESSES):
         started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=directory)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         passed.append(time.perf_counter() - started)
         cpu.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     return passed[WARM_UP:], cpu[WARM_UP:]
+
+
+def time_row(name: str, command: list[str], directory: Path | None = None) -> dict[str, Any]:
+    """What `timed` finds of a call, for the result."""
+    seconds, cpu = timed(command, directory)
+    print(name, f"{statistics.median(seconds):.3f} s, CPU {statistics.median(cpu):.3f} s", flush=True)
+    return {"what": "time", "call": name, "n": len(seconds), "seconds": seconds, "cpu_seconds": cpu}
 
 
 def tried(case: Case, original: Path, directory: Path) -> dict[str, Any]:
@@ -86,10 +93,7 @@ def tried(case: Case, original: Path, directory: Path) -> dict[str, Any]:
 
 def main() -> int:
     rows: list[dict[str, Any]] = []
-    for name, command in CALLS.items():
-        seconds, cpu = timed(command)
-        rows.append({"what": "time", "call": name, "n": len(seconds), "seconds": seconds, "cpu_seconds": cpu})
-        print(name, f"{statistics.median(seconds):.3f} s, CPU {statistics.median(cpu):.3f} s", flush=True)
+    rows += [time_row(name, command) for name, command in CALLS.items()]
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         with contextlib.redirect_stderr(io.StringIO()):
@@ -102,6 +106,7 @@ def main() -> int:
         walked.mkdir()
         commands, answer = walk(walked)
         rows.append({"what": "walk-through", "commands": commands, "answer": answer})
+        rows.append(time_row("select_again", [*COMMAND, "select", "--latency-budget", "95%"], walked))
     inputs = [row for row in rows if row["what"] == "wrong input"]
     figures = {
         f"{row['call']}{name}_s": statistics.median(row[key])

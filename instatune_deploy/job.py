@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,9 +36,10 @@ from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import NetworkShape
 from instatune_deploy.values.presets import AUTO
 from instatune_deploy.values.recipe import Recipe
+from instatune_deploy.values.selection import selection_name
 from instatune_deploy.values.space import Architecture, SearchSpace
 from instatune_deploy.values.target import Target, find_target
-from instatune_deploy.workspace import Workspace, data_directories, tree_key, write_text
+from instatune_deploy.workspace import Workspace, data_directories, source_keys, tree_key, write_text
 
 Report = Callable[[str], None]
 #: Training rows that quantisation is calibrated on.
@@ -189,11 +189,7 @@ class Job:
     def contents(self) -> dict[str, str]:
         """A hash of the content of the model and of each file of data that lies on this machine, or its name on a hub."""
         data = self.recipe.data
-        sources = {"model": self.recipe.model, "data.train": data.train, "data.report": data.report}
-        return {
-            name: tree_key(Path(source)) if Path(source).exists() else source
-            for name, source in sources.items() if source is not None
-        }  # fmt: skip
+        return source_keys({"model": self.recipe.model, "data.train": data.train, "data.report": data.report})
 
     # -- stages ---------------------------------------------------------------------------------------------------
 
@@ -357,7 +353,7 @@ class Job:
 
     def selection_stage(self, target: Target, budget: Budget) -> str:
         """Names the stage that selects for a budget on a target."""
-        return f"select-{target.name}-{self.recipe.percentile}-{budget.file_name}"
+        return f"select-{selection_name(target.name, self.recipe.percentile, budget)}"
 
     def selection_key(self, front: ParetoFront, budget: Budget) -> str:
         """What decides whether a selection is reused."""

@@ -11,17 +11,18 @@ from pathlib import Path
 import yaml
 
 from instatune_deploy.elastic.processes import is_main_process, process_count
-from instatune_deploy.errors import InfeasibleBudgetError, PrecisionLossError, RecipeError, UsageError
+from instatune_deploy.errors import InfeasibleBudgetError, PrecisionLossError, UsageError
 from instatune_deploy.executor import LOCAL, Executor
 from instatune_deploy.exporting import FullNetwork, confirm_beside, export_network, measured_value
 from instatune_deploy.job import Job, Report
 from instatune_deploy.planning.steps import Step, plan_steps
+from instatune_deploy.recalling import RECIPE_FILE, run_recipe
 from instatune_deploy.stages.export import Artifact
 from instatune_deploy.values.budget import Budget, bounds_of, excess, improving, missed, nearest, shortlist, shown
 from instatune_deploy.values.front import Candidate, Measured, ParetoFront
 from instatune_deploy.values.progress import Begun
-from instatune_deploy.values.recipe import Recipe, read_recipe
-from instatune_deploy.values.selection import Considered, Selection
+from instatune_deploy.values.recipe import Recipe
+from instatune_deploy.values.selection import Considered, Selection, reused_line, selection_name
 from instatune_deploy.values.target import Target
 from instatune_deploy.values.turns import Turns
 from instatune_deploy.workspace import (
@@ -32,7 +33,6 @@ from instatune_deploy.workspace import (
     write_text,
 )
 
-RECIPE_FILE = "recipe.yaml"
 #: How far below a limit on the metric a network may be predicted and still be tried where it is tuned alone first.
 TUNING_GAIN = 0.01
 
@@ -126,12 +126,7 @@ def open_run(directory: Path, report: Report, executor: Executor = LOCAL) -> Job
     Raises:
         RecipeError: its recipe is missing or damaged.
     """
-    if not (directory / RECIPE_FILE).is_file():
-        raise RecipeError(
-            f"{directory}: its {RECIPE_FILE} is gone; `instatune-deploy run RECIPE --out {directory}` writes it anew and reuses "
-            "the rest"
-        )
-    return Job(read_recipe(directory / RECIPE_FILE), Workspace(directory), report, executor)
+    return Job(run_recipe(directory), Workspace(directory), report, executor)
 
 
 def select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Selection:
@@ -157,12 +152,10 @@ def _select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sel
     name = f"{percentile}-{budget.file_name}"
     stage = job.selection_stage(target, budget)
     key = job.selection_key(front, budget)
-    record_path = workspace.path("selections", f"{target.name}-{name}.json")
+    record_path = workspace.path("selections", f"{selection_name(target.name, percentile, budget)}.json")
     artifact_path = workspace.path("artifacts", target.name, name)
     if workspace.is_done(stage, key):
-        job.report(
-            f"artifact for {percentile} {budget.text} on {target.name}: reused, its front and budget are the same"
-        )
+        job.report(reused_line(target.name, percentile, budget))
         return read_json(record_path, Selection.from_dict)
     reference = FullNetwork(job, target, front)
     promised = bounds_of(budget.limits, reference.predicted)

@@ -29,6 +29,14 @@ def tree_key(path: Path) -> str:
     return content_key(*((str(p.relative_to(path)), sha256_file(p)) for p in files))
 
 
+def source_keys(sources: Mapping[str, str | None]) -> dict[str, str]:
+    """A hash of the content of each file or directory that lies on this machine, or its name on a hub; by the sources' names."""
+    return {
+        name: tree_key(Path(source)) if Path(source).exists() else source
+        for name, source in sources.items() if source is not None
+    }  # fmt: skip
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that `path` has either its old content or all of the new, whatever happens."""
     write_bytes(path, text.encode())
@@ -171,9 +179,17 @@ class Workspace:
 
     def is_done(self, stage: str, key: str) -> bool:
         """Whether `stage` was finished with this key and its outputs still exist."""
+        return self._whole(stage, key)
+
+    def is_whole(self, stage: str) -> bool:
+        """Whether `stage` was finished, with whatever key, and its outputs still exist."""
+        return self._whole(stage)
+
+    def _whole(self, stage: str, key: str | None = None) -> bool:
         try:
             record = json.loads(self.path(RECORDS, f"{stage}.json").read_text(encoding="utf-8"))
-            return bool(record["key"] == key and all(self.path(output).exists() for output in record["outputs"]))
+            whole = all(self.path(output).exists() for output in record["outputs"])
+            return bool(whole and key in (None, record["key"]))
         except (OSError, ValueError, KeyError, TypeError):  # none, or not one that `mark_done` wrote
             return False
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from instatune_deploy.values.budget import Budget
 from instatune_deploy.values.front import Candidate, Measured, Predicted
 
 
@@ -84,3 +85,13 @@ class Selection:
         # Selections of older releases do not say who else was considered.
         others = {k: tuple(Considered(**entry) for entry in data.get(k, ())) for k in ("runners_up", "fell")}
         return cls(**{**data, **parts, **others})
+
+
+def selection_name(target: str, percentile: str, budget: Budget) -> str:
+    """What a run calls what was selected for `budget` on the latency's `percentile` on the target called `target`."""
+    return f"{target}-{percentile}-{budget.file_name}"
+
+
+def reused_line(target: str, percentile: str, budget: Budget) -> str:
+    """Says that what was selected before is what is asked for now."""
+    return f"artifact for {percentile} {budget.text} on {target}: reused, its front and budget are the same"

@@ -66,15 +66,32 @@ def select(
     if prefer not in (None, *PREFERENCES):
         raise UsageError(f"unknown preference {prefer!r}; known: {', '.join(PREFERENCES)}")
     budget = ", ".join([*given, *([prefer] if prefer else [])])
-    Budget.parse(budget)  # raises where it is none, before PyTorch is imported
+    Budget.parse(budget)  # raises where it is none, before any file is read
     check_percentile(percentile)
-    directory = find_run(run)
+    directory, report = find_run(run), progress()
 
-    from instatune_deploy.faces.api import open_run
+    from instatune_deploy import recalling
     from instatune_deploy.faces.tables import print_selections
+    from instatune_deploy.values.selection import reused_line
+    from instatune_deploy.workspace import Workspace
 
-    opened = open_run(directory, foreign_tables=foreign_tables, ray=ray, report=progress())
-    selection = opened.select(budget, target, percentile=percentile, tune_epochs=tune_epochs)
+    recipe, workspace = recalling.run_recipe(directory), Workspace(directory)
+    changes = {"percentile": percentile, "tune_epochs": tune_epochs}
+    asked = recipe.with_foreign_tables(foreign_tables).model_copy(
+        update={key: value for key, value in changes.items() if value is not None}
+    )
+    wanted = Budget.parse(budget, metric=recipe.metric)
+    question = workspace, asked, target or next(iter(recipe.targets)), wanted
+    selection = recalling.recall(*question) if ray is None else None
+    if selection is not None:
+        report(reused_line(selection.target, selection.percentile, wanted))
+    else:
+        from instatune_deploy.faces.api import open_run
+
+        opened = open_run(directory, foreign_tables=foreign_tables, ray=ray, report=report)
+        selection = opened.select(budget, target, percentile=percentile, tune_epochs=tune_epochs)
+        if ray is None:
+            recalling.remember(*question)
     if as_json:
         emit(selection.to_dict())
     else:
