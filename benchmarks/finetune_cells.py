@@ -109,7 +109,10 @@ class Bench:
         control_cuts: Sequence[str] = CONTROL_CUTS,
     ) -> None:  # fmt: skip
         self.cuts, self.control_cuts = cuts, control_cuts
-        self.material, self.report, self.root = material, report, run / material.subject.name
+        rows = material.subject.train_rows
+        # Cells of other numbers of rows are others.
+        self.root = run / (material.subject.name + ("" if rows is None else f"-{rows}-rows"))
+        self.material, self.report = material, report
         self.name, self.space = material.subject.name, material.space
         self.key = f"{self.name}, {material.subject.train_rows or 'all'} rows"
         self.data, self.processor = material.data, material.processor
