@@ -82,6 +82,10 @@ class Job:
         targets = [self.target(name) for name in self.recipe.targets]
         check_reads(self.recipe.model, self.config, self.recipe.task)
         check_space(self.named_space, self.config)
+        if self.named_space.size < 2:
+            raise RecipeError(
+                "space: holds the full network alone, so that there is nothing to choose from: give more depths or sizes"
+            )
         check_report_to(self.recipe.finetune.report_to)
         self.load_model()
         for split in (self.data.train, self.data.search, self.report_split):

@@ -12,6 +12,8 @@ from instatune_deploy.errors import ArchitectureError, UsageError
 from instatune_deploy.values.documents import parse_json
 from instatune_deploy.values.front import Evaluation
 
+#: Different architectures, in one precision, without which nothing can be predicted of others.
+MIN_EVALUATIONS = 8
 #: The newest `schema_version` of a line that is understood; a line that says none is of version 1.
 SCHEMA_VERSION = 1
 

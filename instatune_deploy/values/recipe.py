@@ -16,6 +16,7 @@ import yaml
 from instatune_deploy.errors import RecipeError, UsageError, did_you_mean
 from instatune_deploy.values.budget import Budget, Limit
 from instatune_deploy.values.documents import parse_yaml
+from instatune_deploy.values.evaluations import MIN_EVALUATIONS
 from instatune_deploy.values.faults import first_fault
 from instatune_deploy.values.hashing import content_key
 from instatune_deploy.values.objectives import DEFAULT, Objectives, parse_objectives
@@ -242,12 +243,12 @@ class SearchSection(Section):
     inner: Literal["nsga2", "nsga3"] = "nsga2"
     objectives: list[str] = ["metric", "macs", "latency"]
     limits: list[str] = []
-    warm_start: PositiveInt = 30
+    warm_start: Annotated[int, pydantic.Field(ge=MIN_EVALUATIONS)] = 30
     rounds: PositiveInt = 7
     batch: PositiveInt = 10
     population: PositiveInt = 100
     generations: PositiveInt = 30
-    evaluations: PositiveInt | None = None
+    evaluations: Annotated[int, pydantic.Field(ge=MIN_EVALUATIONS)] | None = None
     minutes: Annotated[float, pydantic.Field(gt=0)] | None = None
     patience: Annotated[int, pydantic.Field(ge=0)] = 3
     deployed: Annotated[int, pydantic.Field(ge=0)] = 6

@@ -401,6 +401,18 @@ RECIPES = (
         "recipe.yaml: finetune.learning_rate: Input should be greater than 0",
         spoil=recipe(finetune={"learning_rate": -1}),
     ),
+    Case(
+        "too short a warm start",
+        RUN,
+        "recipe.yaml: search.warm_start: Input should be greater than or equal to 8",
+        spoil=recipe(search={"warm_start": 4}),
+    ),
+    Case(
+        "a space of one network",
+        RUN,
+        "space: holds the full network alone, so that there is nothing to choose from: give more depths or sizes",
+        spoil=recipe(space={"depths": [3], "heads": [4], "ffn": [64]}),
+    ),
     Case("no model in a recipe", RUN, "recipe.yaml: model: Field required", spoil=recipe(model=None)),
     Case("no targets in a recipe", RUN, "recipe.yaml: targets: Field required", spoil=recipe(targets=None)),
     Case(

@@ -262,6 +262,19 @@ def test_too_few_evaluations_say_how_many_more(count: int, more: int) -> None:
     assert fit_predictor(SPACE, evaluate(SPACE.sample(8, seed=0)), seed=0).quality.n == 8
 
 
+@pytest.mark.parametrize("depths", [[1, 2], [1, 2, 3], [1, 2, 3, 4, 5, 6, 7]])
+@pytest.mark.parametrize("monotone", [True, False])
+def test_a_space_of_few_networks_asks_for_no_more_than_there_are(depths: list[int], monotone: bool) -> None:
+    space = SearchSpace.homogeneous(len(depths), depths, [4], [64])
+    evaluations = [Evaluation(a, "accuracy", 0.8 + 0.01 * a.depth, "search", 500) for a in space]
+    with pytest.raises(UsageError, match="evaluate 1 more"):
+        fit_predictor(space, evaluations[1:], seed=0, monotone=monotone)
+    predictor = fit_predictor(space, evaluations, seed=0, monotone=monotone)
+    found, spread = predictor.predict_with_spread([e.architecture for e in evaluations])
+    assert found == pytest.approx([e.value for e in evaluations], abs=0.03)
+    assert np.isfinite(spread).all()
+
+
 def test_evaluations_that_do_not_belong_together_are_refused() -> None:
     evaluations = evaluate(SPACE.sample(20, seed=0))
     outside = Evaluation(Architecture.parse("1L[2-64]"), "accuracy", 0.5, "search", 500)

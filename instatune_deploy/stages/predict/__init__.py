@@ -20,6 +20,7 @@ from instatune_deploy.stages.predict.files import read_predictor, write_predicto
 from instatune_deploy.stages.predict.linear import PrecisionOffset
 from instatune_deploy.stages.predict.quality import PredictorQuality, quality
 from instatune_deploy.stages.predict.threads import one_thread
+from instatune_deploy.values.evaluations import MIN_EVALUATIONS
 from instatune_deploy.values.features import Features, UnitScores
 from instatune_deploy.values.front import Evaluation
 from instatune_deploy.values.macs import NetworkShape
@@ -27,7 +28,6 @@ from instatune_deploy.values.space import Architecture, SearchSpace
 
 __all__ = ["MIN_EVALUATIONS", "AccuracyPredictor", "PredictorQuality", "fit_predictor"]
 
-MIN_EVALUATIONS = 8
 #: Architectures predicted at a time: each is compared with all evaluated ones.
 _CHUNK = 1000
 
@@ -191,10 +191,11 @@ def fit_predictor(
     # The precision that was evaluated most has the most to learn from; of equal ones fp32, which others are made of.
     reference = max(measured, key=lambda p: (len(measured[p]), p == "fp32", p), default="fp32")
     found = measured.pop(reference, {})
-    if len(found) < MIN_EVALUATIONS:
-        missing = MIN_EVALUATIONS - len(found)
+    least = max(2, min(MIN_EVALUATIONS, space.size))  # of a space that is smaller all are known
+    if len(found) < least:
+        missing = least - len(found)
         raise UsageError(
-            f"a predictor needs at least {MIN_EVALUATIONS} different evaluated architectures in one precision, "
+            f"a predictor needs at least {least} different evaluated architectures in one precision, "
             f"found {len(found)} in {reference}: evaluate {missing} more"
         )
     known, values = tuple(found), np.array(list(found.values()))

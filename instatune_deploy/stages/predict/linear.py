@@ -27,6 +27,8 @@ class Linear:
             inputs: shape ``(n, columns)``; values: shape ``(n,)``.
             monotone: whether no slope may be negative.
         """
+        if len(values) < 2:  # there is no other to leave out
+            return cls(float(values.mean()), (0.0,) * inputs.shape[1])
         model = RidgeCV(_PENALTIES).fit(inputs, values)
         if monotone:
             model = Ridge(float(model.alpha_), positive=True).fit(inputs, values)

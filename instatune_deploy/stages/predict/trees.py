@@ -28,6 +28,7 @@ _COMMON: dict[str, Any] = {
 _BOOSTED = {"learning_rate": 0.06, "num_leaves": 8, "lambda_l2": 1.0, "bagging_fraction": 0.8, "feature_fraction": 0.2}
 _FOREST = {"boosting": "rf", "num_leaves": 31, "min_data_in_leaf": 1, "bagging_fraction": 0.63, "feature_fraction": 0.3}
 _BOOSTED_ROUNDS, _FOREST_ROUNDS = 150, 75
+_FEWEST = 6
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,9 @@ def _train(
     monotone: bool,
 ) -> tuple[float, tuple[str, ...]]:
     middle = float(values.mean())
+    # Of fewer rows LightGBM can draw a bag without any, which ends it or predicts NaN.
+    times = -(-_FEWEST // len(values)) if len(values) < _FEWEST else 1
+    counts, values = np.repeat(counts, times, axis=0), np.repeat(values, times)
     parameters = {**_COMMON, **own}
     if monotone:
         parameters["monotone_constraints"] = [1] * counts.shape[1]
