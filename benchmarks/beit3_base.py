@@ -1,7 +1,7 @@
 """Claim: BEiT-3 base goes the whole way at 224 x 224 pixels: recipe in, a served answer out.
 
 Its weights are random, for no checkpoint can be had here, so nothing is said of accuracy: what is shown is that every stage takes a
-network of this size and what it costs. ``pictures`` classifies images (197 tokens, the paper's 17.62 GMACs), ``questions`` answers
+network of this size. ``pictures`` classifies images (197 tokens, the paper's 17.62 GMACs), ``questions`` answers
 questions about them (12 tokens more). Each is fine-tuned for two steps, its latency table measured with held-out networks, searched,
 selected for 70% of the full network's latency, exported for ONNX Runtime and OpenVINO, verified, and served; the server's answer is compared with
 the artifact's own PyTorch network. Writes results/beit3_base.json after each; runs stay in runs/beit3-base, and the same command goes on.
@@ -82,11 +82,10 @@ def write_project(kind: str, heldout: int) -> Path:
     return project
 
 
-def called(project: Path, *arguments: str) -> tuple[Any, float]:
-    """What `instatune-deploy` prints as JSON, and the seconds that it took."""
-    started = time.perf_counter()
+def called(project: Path, *arguments: str) -> Any:
+    """What `instatune-deploy` prints as JSON."""
     done = subprocess.run([*COMMAND, *arguments, "--json"], cwd=project, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout), time.perf_counter() - started
+    return json.loads(done.stdout)
 
 
 def asked(kind: str, artifact: Path) -> dict[str, Any]:
@@ -125,16 +124,15 @@ def asked(kind: str, artifact: Path) -> dict[str, Any]:
 def walk(kind: str, heldout: int) -> dict[str, Any]:
     """The whole way of one model."""
     project = write_project(kind, heldout)
-    found, seconds = called(project, "run", "recipe.yaml")
+    found = called(project, "run", "recipe.yaml")
     run, (selection,) = project / found["run"], found["selections"]
     artifact = run / selection["artifact"]
-    verified, verify_s = called(project, "verify", str(artifact), "--run", str(run), "--no-latency")
+    verified = called(project, "verify", str(artifact), "--run", str(run), "--no-latency")
     tables = [
         LatencyTable.from_json(p.read_text(encoding="utf-8"), str(p)) for p in sorted(run.glob("tables/**/*.json"))
     ]
     return {
-        "model": kind, "seed": SEED, "split": "report", "n": REPORT, "run_s": seconds, "verify_s": verify_s,
-        "problems": verified["problems"], "selection": selection, "served": asked(kind, artifact),
+        "model": kind, "seed": SEED, "split": "report", "n": REPORT, "problems": verified["problems"], "selection": selection, "served": asked(kind, artifact),
         "full_gmacs": selection["full_macs"] / 1e9,
         "tables": [
             {
@@ -160,7 +158,7 @@ def main(arguments: Sequence[str]) -> int:
             name, selection = row["model"], row["selection"]
             cut = 100 * (1 - selection["macs"] / selection["full_macs"])
             figures |= {
-                f"{name}.full_gmacs": row["full_gmacs"], f"{name}.macs_cut_pct": cut, f"{name}.run_s": row["run_s"],
+                f"{name}.full_gmacs": row["full_gmacs"], f"{name}.macs_cut_pct": cut,
                 f"{name}.measured_p50_ms": selection["measured"]["p50_ms"], f"{name}.limit_ms": selection["limit_ms"],
                 f"{name}.problems": len(row["problems"]), f"{name}.served_max_abs_error": row["served"]["max_abs_error"],
             }  # fmt: skip

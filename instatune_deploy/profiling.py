@@ -270,8 +270,10 @@ def describe_table(table: LatencyTable) -> str:
     error = table.error
     other = table.disturbance
     busy = f", while others used {other.others_cpus:.2f} CPUs" if other.others_cpus + other.stolen_cpus > 0.2 else ""
+    # A space may have no networks but the probes.
+    tried_on = f"{error.n} held-out networks" if error.n else "the probes themselves"
     return (
         f"latency table {table.target}/{table.deployment.name}: {len(table.samples)} probes, predicted against measured "
-        f"on {error.n} held-out networks: MAPE {error.mape_pct:.2f}%, max {error.max_pct:.2f}%, Kendall tau "
+        f"on {tried_on}: MAPE {error.mape_pct:.2f}%, max {error.max_pct:.2f}%, Kendall tau "
         f"{error.kendall_tau:.3f}, noise floor {error.noise_floor_pct:.2f}%; measured in {table.measure_s:.0f} s{busy}"
     )
