@@ -160,7 +160,7 @@ def main(arguments: Sequence[str]) -> int:
             figures |= {
                 f"{name}.full_gmacs": row["full_gmacs"], f"{name}.macs_cut_pct": cut,
                 f"{name}.measured_p50_ms": selection["measured"]["p50_ms"], f"{name}.limit_ms": selection["limit_ms"],
-                f"{name}.problems": len(row["problems"]), f"{name}.served_max_abs_error": row["served"]["max_abs_error"],
+                f"{name}.problems": len(row["problems"]), f"{name}.served_error_millionths": 1e6 * row["served"]["max_abs_error"],
             }  # fmt: skip
             for table in row["tables"]:
                 figures |= {f"{name}.{table['deployment']}.{key}": table[key] for key in ("mape_pct", "tau")}

@@ -94,7 +94,7 @@ def evaluation(run: Path) -> Row:
 
 def second_target(run: Path) -> Row:
     """Seconds from a finished run to a confirmed artifact for a target that it does not know: profile, search, select,
-    export. Its deployments are those of cpu-avx512, under another name, so that no table is there yet."""
+    export. Its deployments are those of the run's own target, under another name, so that no table is there yet."""
     copy = RUN / "run"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(run, copy)
@@ -102,9 +102,10 @@ def second_target(run: Path) -> Row:
     profile = job.recipe.profile.model_copy(update={"seconds": PROFILE_SECONDS})
     job.recipe = job.recipe.model_copy(update={"profile": profile})
     path = copy / "second.yaml"
-    shipped = next(p for d in data_directories("targets") if (p := d / "cpu-avx512.yaml").is_file())
+    first = job.target(next(iter(job.recipe.targets)))
+    shipped = next(p for d in data_directories("targets") if (p := d / f"{first.name}.yaml").is_file())
     path.write_text(
-        shipped.read_text(encoding="utf-8").replace("name: cpu-avx512\n", "name: second\n"), encoding="utf-8"
+        shipped.read_text(encoding="utf-8").replace(f"name: {first.name}\n", "name: second\n"), encoding="utf-8"
     )
     known = len((copy / "evaluations.jsonl").read_text(encoding="utf-8").splitlines())
     began = time.perf_counter()
