@@ -22,10 +22,11 @@ import torch
 from scipy.stats import kendalltau
 
 from benchmarks.tuning_tasks import SUBJECTS, Material
+from instatune_deploy.device.fingerprint import detect
 from instatune_deploy.elastic.supernet import Supernet, load_supernet
 from instatune_deploy.faces.cli.app import progress, quiet_libraries
 from instatune_deploy.stages.evaluate import CHUNK, Evaluator
-from instatune_deploy.stages.evaluate.precision import Precision
+from instatune_deploy.stages.evaluate.precision import BF16_INSTRUCTIONS, Precision
 from instatune_deploy.stages.finetune import finetune
 from instatune_deploy.values.front import Evaluation
 from instatune_deploy.values.recipe import FinetuneSection
@@ -37,7 +38,9 @@ PADDED_TOKENS, PADDED_BATCH = 128, 128
 SEED = 0
 #: How many of the best a race keeps.
 KEEP = 10
-METHODS: dict[str, Precision] = {"fp32": "fp32", "bf16": "bf16"}
+#: Without instructions for it bf16 takes many times as long, and no run would choose it.
+HAS_BF16 = not BF16_INSTRUCTIONS.isdisjoint(detect().instruction_sets)
+METHODS: dict[str, Precision] = {"fp32": "fp32", **({"bf16": "bf16"} if HAS_BF16 else {})}
 
 
 def fine_tuned_supernet(material: Material, directory: Path | None) -> Supernet:
@@ -113,7 +116,8 @@ def evaluation_speedup(
 
         loop = Loop(supernet, material)
         evaluators = {method: evaluator(method, precision) for method, precision in METHODS.items()}
-        evaluators["bf16"].check  # noqa: B018  finds out which rows are in doubt, once a run
+        if HAS_BF16:
+            evaluators["bf16"].check  # noqa: B018  finds out which rows are in doubt, once a run
         for start in range(0, len(ordered), CHUNK):
             chunk = ordered[start : start + CHUNK]
             # The loop before and after the others: the machine's speed drifts.
@@ -129,15 +133,16 @@ def evaluation_speedup(
     stayed = {evaluation.architecture for evaluation in race.evaluations}
     figures = {
         "evaluation_speedup": seconds["loop"] / seconds["fp32"],
-        "evaluation_speedup_bf16": seconds["loop"] / seconds["bf16"],
         "evaluation_speedup_race": seconds["loop"] / seconds["race"],
         "evaluation_cpu_speedup": cpu_seconds["loop"] / cpu_seconds["fp32"],
         "evaluation_largest_difference": float(np.abs(np.subtract(columns["fp32"], columns["loop"])).max()),
         "evaluation_tau_fp32": float(kendalltau(columns["loop"], columns["fp32"]).statistic),
-        "evaluation_tau_bf16": float(kendalltau(columns["loop"], columns["bf16"]).statistic),
         "evaluation_race_dropped": float(len(race.dropped)),
         "evaluation_race_lost_best": float(sum(v > best and a not in stayed for a, v in values["loop"].items())),
     }
+    if HAS_BF16:
+        figures["evaluation_speedup_bf16"] = seconds["loop"] / seconds["bf16"]
+        figures["evaluation_tau_bf16"] = float(kendalltau(columns["loop"], columns["bf16"]).statistic)
     common = {"what": "evaluation speed", "seed": SEED, "split": "search", "n": n}
     rows: list[dict[str, Any]] = [
         {
@@ -154,7 +159,8 @@ def evaluation_speedup(
         }
         for architecture in ordered
     ]
-    rows.append({**common, "method": "bf16", "check": evaluators["bf16"].check.reason})
+    if HAS_BF16:
+        rows.append({**common, "method": "bf16", "check": evaluators["bf16"].check.reason})
     return {"figures": figures, "rows": rows}
 
 
