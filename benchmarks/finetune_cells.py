@@ -160,9 +160,13 @@ class Bench:
             key=self.key, seed=seed, report=self.report,
         )  # fmt: skip
 
-    def tuned(self, model: PreTrainedModel, space: SearchSpace, architecture: Architecture, seed: int) -> Supernet:
-        """One network trained alone from `model`'s weights with the same teacher, for as many epochs as `best`."""
+    def tuned(
+        self, model: PreTrainedModel, space: SearchSpace, architecture: Architecture, seed: int, epochs: float | None = None
+    ) -> Supernet:  # fmt: skip
+        """One network trained alone from `model`'s weights with the same teacher, for as many epochs as `best` or for `epochs`."""
         settings = self.settings("best")
+        if epochs is not None:
+            settings = settings.model_copy(update={"epochs": epochs})
         teacher, workspace = self.teacher(seed, settings)
         key = content_key(self.key, space.to_dict(), str(architecture))
         network = tune(
@@ -227,6 +231,17 @@ class Bench:
             return [self.row("prune_distil", seed, cut, self.tuned(model, space, architecture, seed), architecture)]
 
         return self.kept(f"prune_distil-{seed}-{cut}", make)
+
+    def winner(self, seed: int, cut: str) -> list[dict[str, Any]]:
+        """The network that was chosen of `best`, tuned alone for an epoch, as ``--tune-epochs 1`` does."""
+
+        def make() -> list[dict[str, Any]]:
+            (chosen,) = self.kept(f"best-{seed}-{cut}", list)
+            supernet, architecture = self.supernet("best", seed), Architecture.parse(chosen["architecture"])
+            network = self.tuned(supernet.model, supernet.space, architecture, seed, epochs=1)
+            return [self.row("best_tuned", seed, cut, network, architecture)]
+
+        return self.kept(f"best_tuned-{seed}-{cut}", make)
 
     def prune(self, teacher: PreTrainedModel, cut: str) -> tuple[PreTrainedModel, SearchSpace, Architecture]:
         """Of the teacher with its units sorted, the network that has lost the least importance for each
@@ -355,12 +370,17 @@ class Bench:
         return self.kept(f"search-{method}-{seed}", make)
 
     def measure(self, method: str, seed: int, cuts: Sequence[str]) -> None:
-        """All cells of a method and seed: "full" is the full model, "prune_distil" the control, others are elastic."""
+        """All cells of a method and seed: "full" is the full model, "prune_distil" the control, "best_tuned" the winners of
+        "best" tuned alone, others are elastic."""
         if method == "full":
             self.reference(seed)
         elif method == "prune_distil":
             for cut in [c for c in self.control_cuts if c in cuts]:
                 self.pruned(seed, cut)
+        elif method == "best_tuned":
+            for cut in cuts:
+                self.winner(seed, cut)
+            return
         else:
             self.elastic(method, seed, cuts)
         self.unchosen(method, seed)

@@ -28,7 +28,7 @@ from instatune_deploy.values.target import Target
 
 RUN = Path("runs/resnet-cifar10")
 NAME = "resnet_cifar10"
-METHODS = ("best", "paper", "prune_distil")
+METHODS = ("best", "best_tuned", "paper", "prune_distil")
 CUTS = {"25": 0.25, "50": 0.50, "70": 0.70}
 DEPLOYMENTS = {
     "ort-fp32": Deployment("onnxruntime"),
