@@ -29,6 +29,8 @@ _FEW_NETWORKS = 5
 _FEW_SESSIONS = 3
 #: CPU time of this share of the time that passed, or less, says that a run was interrupted.
 _INTERRUPTED = 0.97
+#: A run that nothing interrupts takes at most so much of its CPU time, or waits for at most so long.
+_CALM, _LONGEST_WAIT_MS = 1.05, 0.3
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,37 @@ def undisturbed_ms(samples: Samples) -> np.ndarray:
     Known for runs on one thread, by their CPU time: it stands still while others run. Runs without CPU time stay as they are.
     """
     estimate = samples.wall_ms.copy()
-    for model in range(len(samples.names)):
-        mine = (samples.model == model) & np.isfinite(samples.cpu_ms) & (samples.cpu_ms > 0)
-        if not mine.any():
-            continue
-        overhead = float(np.quantile(samples.wall_ms[mine] / samples.cpu_ms[mine], 0.05))
+    for model, overhead in _overheads(samples).items():
+        mine = _with_cpu_time(samples, model)
         interrupted = mine & (samples.cpu_ms * overhead < _INTERRUPTED * samples.wall_ms)
         estimate[interrupted] = samples.cpu_ms[interrupted] * overhead
     return estimate
+
+
+def _overheads(samples: Samples) -> dict[int, float]:
+    """For each network whose runs have CPU times, what an uninterrupted run takes by its CPU time.
+
+    A run on one thread waits for that thread to start, microseconds. A network whose runs all waited for longer was
+    interrupted in each of them, as those of half a second are beside a busy process: others tell its overhead.
+    """
+    found: dict[int, float] = {}
+    waited = dict[int, float]()
+    for model in range(len(samples.names)):
+        mine = _with_cpu_time(samples, model)
+        if mine.any():
+            found[model] = float(np.quantile(samples.wall_ms[mine] / samples.cpu_ms[mine], 0.05))
+            waited[model] = (found[model] - 1) * float(np.median(samples.cpu_ms[mine]))
+    calm = [overhead for model, overhead in found.items() if overhead <= _CALM or waited[model] <= _LONGEST_WAIT_MS]
+    usual = float(np.median(calm)) if calm else 1.0
+    return {
+        model: overhead if overhead <= _CALM or waited[model] <= _LONGEST_WAIT_MS else usual
+        for model, overhead in found.items()
+    }
+
+
+def _with_cpu_time(samples: Samples, model: int) -> np.ndarray:
+    """Which runs are those of a network, and have a CPU time."""
+    return np.asarray((samples.model == model) & np.isfinite(samples.cpu_ms) & (samples.cpu_ms > 0))
 
 
 def interrupted_share(samples: Samples) -> float:

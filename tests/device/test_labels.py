@@ -76,6 +76,20 @@ def test_more_rounds_make_it_surer() -> None:
     assert np.isinf(one.interval).all()
 
 
+@pytest.mark.parametrize("always", [(3,), (0, 4, 7), tuple(range(12))], ids=["one", "some", "all"])
+def test_networks_that_were_interrupted_in_each_run_are_told_by_their_cpu_time(always: tuple[int, ...]) -> None:
+    """Beside a busy process a run of half a second always loses the core for a while, and takes twice as long."""
+    levels, rng = [40 * level for level in LEVELS], np.random.default_rng(1)
+    still = make_samples(levels, 8, 3, lambda rng, n: 1 + 0.01 * np.abs(rng.standard_normal(n)))
+    shared = np.isin(still.model, always) | (rng.random(len(still.model)) < 0.5)
+    samples = replace(
+        still, cpu_ms=still.wall_ms / 1.001, wall_ms=still.wall_ms * np.where(shared, rng.uniform(1.8, 2.6, len(shared)), 1.0)
+    )  # fmt: skip
+    ratio = find_labels(samples).label_ms / levels
+    assert ratio / np.median(ratio) == pytest.approx(np.ones(len(levels)), abs=0.02)
+    assert np.median(ratio) == pytest.approx(1.0, abs=0.03)
+
+
 def test_a_machine_that_slows_down_for_some_rounds_moves_no_label() -> None:
     def slow_half(rng: np.random.Generator, n: int) -> np.ndarray:
         return np.where(np.arange(n) < n // 2, 1.5, 1.0) * np.exp(0.01 * rng.standard_normal(n))
