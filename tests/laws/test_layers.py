@@ -20,6 +20,7 @@ FLOORS = {
     "elastic": 2,
     "device": 2,
     "workspace": 2,
+    "recalling": 3,
     "reporting": 3,
     "sentences": 3,
     "stages": 3,
