@@ -22,11 +22,10 @@ import torch
 from scipy.stats import kendalltau
 
 from benchmarks.tuning_tasks import SUBJECTS, Material
-from instatune_deploy.device.fingerprint import detect
 from instatune_deploy.elastic.supernet import Supernet, load_supernet
 from instatune_deploy.faces.cli.app import progress, quiet_libraries
 from instatune_deploy.stages.evaluate import CHUNK, Evaluator
-from instatune_deploy.stages.evaluate.precision import BF16_INSTRUCTIONS, Precision
+from instatune_deploy.stages.evaluate.precision import Precision, cpu_has_bf16
 from instatune_deploy.stages.finetune import finetune
 from instatune_deploy.values.front import Evaluation
 from instatune_deploy.values.recipe import FinetuneSection
@@ -39,7 +38,7 @@ SEED = 0
 #: How many of the best a race keeps.
 KEEP = 10
 #: Without instructions for it bf16 takes many times as long, and no run would choose it.
-HAS_BF16 = not BF16_INSTRUCTIONS.isdisjoint(detect().instruction_sets)
+HAS_BF16 = cpu_has_bf16()
 METHODS: dict[str, Precision] = {"fp32": "fp32", **({"bf16": "bf16"} if HAS_BF16 else {})}
 
 

@@ -20,12 +20,11 @@ from transformers import PreTrainedModel
 
 from benchmarks.tuning_tasks import Material
 from instatune_deploy.data.dataset import Split
-from instatune_deploy.device.fingerprint import detect
 from instatune_deploy.elastic.importance import first_order_importance, sort_by_importance
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.training import labelled_batches
 from instatune_deploy.stages.evaluate import Evaluator
-from instatune_deploy.stages.evaluate.precision import BF16_INSTRUCTIONS
+from instatune_deploy.stages.evaluate.precision import cpu_has_bf16
 from instatune_deploy.stages.finetune import fine_tuned, finetune
 from instatune_deploy.stages.predict import fit_predictor
 from instatune_deploy.stages.tune import tune
@@ -45,7 +44,7 @@ CONTROL_CUTS = ("53", "70")
 GROUPS = {"heads": 1, "ffn": 64, "filters": 8}
 Report = Callable[[str], None]
 #: Of every training and every method alike: bf16 takes two thirds of the time or less on a CPU that has it, many times on another.
-PRECISION = {"bf16": torch.cuda.is_available() or not BF16_INSTRUCTIONS.isdisjoint(detect().instruction_sets)}
+PRECISION = {"bf16": torch.cuda.is_available() or cpu_has_bf16()}
 
 #: What is trained elastically, as changes to the preset ``best``.
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -192,8 +192,7 @@ class Job:
     @cached_property
     def contents(self) -> dict[str, str]:
         """A hash of the content of the model and of each file of data that lies on this machine, or its name on a hub."""
-        data = self.recipe.data
-        return source_keys({"model": self.recipe.model, "data.train": data.train, "data.report": data.report})
+        return source_keys(self.recipe.sources)
 
     # -- stages ---------------------------------------------------------------------------------------------------
 

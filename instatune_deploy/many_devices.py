@@ -66,8 +66,7 @@ def _searched(plan: FleetPlan, report: Report, executor: Executor) -> Job:
     """
     check_run(Path(plan.run))
     job = open_run(Path(plan.run), report, executor)
-    changes = {"percentile": plan.percentile} if plan.percentile else {}
-    job.recipe = job.recipe.with_foreign_tables(plan.foreign_tables).model_copy(update=changes)
+    job.recipe = job.recipe.with_foreign_tables(plan.foreign_tables).changed(percentile=plan.percentile or None)
     if not job.workspace.path("evaluations.jsonl").is_file():
         raise UsageError(
             f"{plan.run}: its sub-networks were not searched yet: `instatune-deploy run {plan.run}/recipe.yaml --out {plan.run}`"

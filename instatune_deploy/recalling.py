@@ -61,9 +61,8 @@ def recall(workspace: Workspace, recipe: Recipe, target: str, budget: Budget) ->
     with workspace.locked():
         try:
             kept = read_json(path, dict)
-            if kept.get("grounds") != _grounds(workspace, recipe, target, name) or not workspace.is_whole(
-                f"select-{name}"
-            ):
+            same = kept.get("grounds") == _grounds(workspace, recipe, target, name)
+            if not (same and workspace.is_done(f"select-{name}", None)):
                 return None
             return read_json(workspace.path("selections", f"{name}.json"), Selection.from_dict)
         except (InstatuneError, OSError):
@@ -84,10 +83,9 @@ def _path(workspace: Workspace, name: str) -> Path:
 def _grounds(workspace: Workspace, recipe: Recipe, target: str, name: str) -> str:
     """A hash of everything that `pipeline.select` goes by: the recipe, the model and the data, targets and tables wherever
     they are looked for, what the run has made, the machine and the versions installed."""
-    data = recipe.data
     machine = {key: value for key, value in asdict(detect()).items() if key != "load_1min"}
     return content_key(
-        recipe.model_dump(), target, source_keys({"model": recipe.model, "train": data.train, "report": data.report}),
+        recipe.model_dump(), target, source_keys(recipe.sources),
         *(_files(directory, "*.yaml") for directory in data_directories("targets")),
         *(_files(directory, "**/*.json") for directory in data_directories("latency_tables")),
         *(tree_key(path) for part in _PARTS if (path := workspace.path(part)).is_dir()),

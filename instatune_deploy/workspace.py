@@ -177,15 +177,8 @@ class Workspace:
         """A path below the run's directory."""
         return self.root.joinpath(*parts)
 
-    def is_done(self, stage: str, key: str) -> bool:
-        """Whether `stage` was finished with this key and its outputs still exist."""
-        return self._whole(stage, key)
-
-    def is_whole(self, stage: str) -> bool:
-        """Whether `stage` was finished, with whatever key, and its outputs still exist."""
-        return self._whole(stage)
-
-    def _whole(self, stage: str, key: str | None = None) -> bool:
+    def is_done(self, stage: str, key: str | None) -> bool:
+        """Whether `stage` was finished with this key (None: with whatever key) and its outputs still exist."""
         try:
             record = json.loads(self.path(RECORDS, f"{stage}.json").read_text(encoding="utf-8"))
             whole = all(self.path(output).exists() for output in record["outputs"])

@@ -71,19 +71,19 @@ def _overheads(samples: Samples) -> dict[int, float]:
     A run on one thread waits for that thread to start, microseconds. A network whose runs all waited for longer was
     interrupted in each of them, as those of half a second are beside a busy process: others tell its overhead.
     """
-    found: dict[int, float] = {}
-    waited = dict[int, float]()
+    measured: list[int] = []
+    calm: dict[int, float] = {}
     for model in range(len(samples.names)):
         mine = _with_cpu_time(samples, model)
-        if mine.any():
-            found[model] = float(np.quantile(samples.wall_ms[mine] / samples.cpu_ms[mine], 0.05))
-            waited[model] = (found[model] - 1) * float(np.median(samples.cpu_ms[mine]))
-    calm = [overhead for model, overhead in found.items() if overhead <= _CALM or waited[model] <= _LONGEST_WAIT_MS]
-    usual = float(np.median(calm)) if calm else 1.0
-    return {
-        model: overhead if overhead <= _CALM or waited[model] <= _LONGEST_WAIT_MS else usual
-        for model, overhead in found.items()
-    }
+        if not mine.any():
+            continue
+        measured.append(model)
+        overhead = float(np.quantile(samples.wall_ms[mine] / samples.cpu_ms[mine], 0.05))
+        waited_ms = (overhead - 1) * float(np.median(samples.cpu_ms[mine]))
+        if overhead <= _CALM or waited_ms <= _LONGEST_WAIT_MS:
+            calm[model] = overhead
+    usual = float(np.median(list(calm.values()))) if calm else 1.0
+    return {model: calm.get(model, usual) for model in measured}
 
 
 def _with_cpu_time(samples: Samples, model: int) -> np.ndarray:

@@ -90,8 +90,7 @@ class Run:
     def _job(self, **changes: Any) -> Job:
         """A job of this run, with the changes to its recipe that are not None."""
         job = pipeline.open_run(self.directory, self._report, self._executor)
-        made = {key: value for key, value in changes.items() if value is not None}
-        job.recipe = job.recipe.with_foreign_tables(self._foreign_tables).model_copy(update=made)
+        job.recipe = job.recipe.with_foreign_tables(self._foreign_tables).changed(**changes)
         return job
 
     def _target(self, job: Job, name: str | None) -> Target:

@@ -386,6 +386,15 @@ class Recipe(Section):
                     Budget.parse(budget, metric=info.data.get("metric", "metric"))
         return targets
 
+    @property
+    def sources(self) -> dict[str, str | None]:
+        """Where the model and the data are, by the keys that say so: paths or names on a hub; None: the key says nothing."""
+        return {"model": self.model, "data.train": self.data.train, "data.report": self.data.report}
+
+    def changed(self, **changes: Any) -> Recipe:
+        """This recipe, with those of the changes to its keys that are not None."""
+        return self.model_copy(update={key: value for key, value in changes.items() if value is not None})
+
     def with_foreign_tables(self, wanted: bool) -> Recipe:
         """This recipe, with foreign latency tables allowed where that is wanted; what it says itself holds otherwise."""
         if not wanted:

@@ -76,10 +76,7 @@ def select(
     from instatune_deploy.workspace import Workspace
 
     recipe, workspace = recalling.run_recipe(directory), Workspace(directory)
-    changes = {"percentile": percentile, "tune_epochs": tune_epochs}
-    asked = recipe.with_foreign_tables(foreign_tables).model_copy(
-        update={key: value for key, value in changes.items() if value is not None}
-    )
+    asked = recipe.with_foreign_tables(foreign_tables).changed(percentile=percentile, tune_epochs=tune_epochs)
     wanted = Budget.parse(budget, metric=recipe.metric)
     question = workspace, asked, target or next(iter(recipe.targets)), wanted
     selection = recalling.recall(*question) if ray is None else None

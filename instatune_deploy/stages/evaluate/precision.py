@@ -77,6 +77,11 @@ def choose(runs: Runs, batches: Sequence[Batch], metric: str, wanted: Precision)
 def _has_bf16(runs: Runs) -> bool:
     if next(runs.supernet.parameters()).device.type == "cuda":
         return torch.cuda.is_bf16_supported()
+    return cpu_has_bf16()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this machine's processor computes in bf16; one that does not emulates it, many times as slowly as fp32."""
     return bool(BF16_INSTRUCTIONS & set(detect().instruction_sets))
 
 

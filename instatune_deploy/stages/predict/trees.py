@@ -7,6 +7,7 @@ little of the layers that matter and takes the place of one that does.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -78,7 +79,7 @@ def _train(
 ) -> tuple[float, tuple[str, ...]]:
     middle = float(values.mean())
     # Of fewer rows LightGBM can draw a bag without any, which ends it or predicts NaN.
-    times = -(-_FEWEST // len(values)) if len(values) < _FEWEST else 1
+    times = math.ceil(_FEWEST / len(values))
     counts, values = np.repeat(counts, times, axis=0), np.repeat(values, times)
     parameters = {**_COMMON, **own}
     if monotone:
