@@ -5,6 +5,8 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 // These buttons alone: plotly.js has one that uploads a chart.
 const CONFIG = {
   responsive: true, displaylogo: false, plotlyServerURL: "",
+  // Two clicks on two marks are two clicks: taken for a double click, the second would count for the first's mark.
+  doubleClick: false, doubleClickDelay: 1,
   displayModeBar: window.matchMedia("(hover: hover)").matches ? "hover" : false,
   modeBarButtons: [["toImage", "zoomIn2d", "zoomOut2d", "pan2d", "resetScale2d"]],
 };

@@ -86,6 +86,10 @@ function drawFront(chosen) {
     type: "scatter", mode: "markers", name, x: of.map(x), y: of.map((c) => 100 * c.score), hoverinfo: "skip",
     marker: { symbol, size, color: ink, line: { width: 2.5, color: ink } },
   });
+  // Room for a ring around any mark and for any budget, so that no mark moves when a ring or the budget does.
+  const room = ring("", front.candidates, 22, "circle-open"), { min, max, dataset } = byId("budget");
+  for (const end of [min, max]) { room.x.push(end * dataset.step); room.y.push(room.y[0]); }
+  traces.push({ ...room, opacity: 0, showlegend: false });
   const exported = front.candidates.filter((c) => c.measured_ms !== null);
   if (exported.length) traces.push(ring("exported and measured", exported, 17, "square-open"));
   if (pins.length) traces.push(ring("pinned", pins, 17, "diamond-open"));
