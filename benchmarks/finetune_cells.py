@@ -232,7 +232,7 @@ class Bench:
         return self.kept(f"prune_distil-{seed}-{cut}", make)
 
     def winner(self, seed: int, cut: str) -> list[dict[str, Any]]:
-        """The network that was chosen of `best`, tuned alone for an epoch, as ``--tune-epochs 1`` does."""
+        """The network that was chosen of `best`, tuned alone for an epoch, whether or not it is better then."""
 
         def make() -> list[dict[str, Any]]:
             (chosen,) = self.kept(f"best-{seed}-{cut}", list)
@@ -241,6 +241,20 @@ class Bench:
             return [self.row("best_tuned", seed, cut, network, architecture)]
 
         return self.kept(f"best_tuned-{seed}-{cut}", make)
+
+    def winner_unchosen(self, seed: int, cut: str) -> list[dict[str, Any]]:
+        """The same network before and after on the search split, by which ``--tune-epochs 1`` keeps the better of both."""
+
+        def make() -> list[dict[str, Any]]:
+            (chosen,) = self.kept(f"best-{seed}-{cut}", list)
+            supernet, architecture = self.supernet("best", seed), Architecture.parse(chosen["architecture"])
+            network = self.tuned(supernet.model, supernet.space, architecture, seed, epochs=1)
+            return [
+                self.row(method, seed, cut, of, architecture, self.data.search)
+                for method, of in (("best", supernet), ("best_tuned", network))
+            ]
+
+        return self.kept(f"search-best_tuned-{seed}-{cut}", make)
 
     def prune(self, teacher: PreTrainedModel, cut: str) -> tuple[PreTrainedModel, SearchSpace, Architecture]:
         """Of the teacher with its units sorted, the network that has lost the least importance for each

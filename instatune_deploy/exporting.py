@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
+from instatune_deploy.data.dataset import Split
+from instatune_deploy.data.processor import Processor
 from instatune_deploy.device.lowering.gate import Gate
 from instatune_deploy.device.lowering.onnx import OPSET
 from instatune_deploy.device.lowering.variants import ONNX, parts
 from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.job import Job
 from instatune_deploy.stages.confirm import Confirmation, confirm, measured_metric
+from instatune_deploy.stages.evaluate.runs import metric_of
 from instatune_deploy.stages.export import Artifact, export, open_artifact, write_file
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.fixed import FixedSizes
@@ -127,7 +132,8 @@ def export_network(
     """The artifact of any architecture of the space, or of the full network, in `directory`.
 
     Args:
-        tune_epochs: passes over the training rows for which it is tuned alone first; its weights are then its own.
+        tune_epochs: passes over the training rows for which it is tuned alone first; where it does better then (`better_of`), its
+            weights are its own.
         max_drop: the most points that an int8 file may lose against fp32, on the search split; None: whatever it does.
         opset: ONNX operator set, see `export_onnx`.
         fixed: sizes that every call of its files will have; None: any.
@@ -143,11 +149,44 @@ def export_network(
         )
     job.report(f"exporting {architecture} for {deployment.name}")
     return export(
-        job.tuned(architecture, tune_epochs) if tune_epochs else job.supernet.extract(architecture), architecture, deployment, job.shape, job.processor, _samples(job), job.calibration,
-        directory,
+        _network(job, architecture, tune_epochs), architecture, deployment, job.shape, job.processor, _samples(job),
+        job.calibration, directory,
         target=target.name, metric=job.recipe.metric, predicted=predicted, gate=gate, opset=opset, fixed=fixed,
         made_from=job.contents | {"super-network": job.supernet_key},
     )  # fmt: skip
+
+
+def _network(job: Job, architecture: Architecture, tune_epochs: float) -> PreTrainedModel:
+    """As it is in the super-network, or tuned alone."""
+    shared = job.supernet.extract(architecture)
+    if not tune_epochs:
+        return shared
+    return better_of(
+        job.tuned(architecture, tune_epochs), shared, job.data.search, job.processor, job.recipe.metric, name=str(architecture),
+        report=job.report,
+    )  # fmt: skip
+
+
+def better_of(
+    tuned: PreTrainedModel, before: PreTrainedModel, split: Split, processor: Processor, metric: str, *, name: str,
+    report: Callable[[str], None],
+) -> PreTrainedModel:  # fmt: skip
+    """The one of two networks that does better on `split`, and `tuned` where both do as well.
+
+    A network that lost little to the sharing of weights loses more to one training of its own than it gains: of five networks
+    of MiniLM-L6 on SST-2 one gained, by this split as by the report split.
+
+    Args:
+        split: the search split: what is reported later must not choose.
+        metric: one that fits the task, the more the better, see `data.metrics`.
+        name: of the network, for the report.
+    """
+    after, shared = (metric_of(network, split, processor, metric) for network in (tuned, before))
+    kept = "" if after >= shared else "; it keeps what it had"
+    report(
+        f"{name}: {metric} {after:.4f} tuned alone, {shared:.4f} before, on {len(split)} samples of the {split.name} split{kept}"
+    )
+    return before if kept else tuned
 
 
 def _samples(job: Job) -> dict[str, np.ndarray]:

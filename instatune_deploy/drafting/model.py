@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -16,6 +15,7 @@ from instatune_deploy.data.processor import Processor
 from instatune_deploy.elastic.pretrained import load_pretrained
 from instatune_deploy.elastic.probing import longest_text
 from instatune_deploy.errors import CheckpointError, UsageError
+from instatune_deploy.stages.evaluate.runs import metric_of
 from instatune_deploy.values.recipe import METRICS, DataSection, Metric, Task
 
 #: Lengths that texts are cut to, in tokens; more than the last where the model reads as many.
@@ -119,7 +119,7 @@ def judge(name: str, task: Task, rows: Dataset, data: DataSection, processor: Pr
     metric, note = _metric(task, classes)
     encoded, labels = head.encode("train", rows.select(range(min(JUDGED, len(rows)))), data, processor, classes)
     split = Split("train", encoded, labels, head)
-    value = split.score(metric, _batches(model.eval(), split, processor))
+    value = metric_of(model, split, processor, metric)
     return Judgement(model, reset, metric, note, value, _commonest(task, labels), len(split))
 
 
@@ -138,13 +138,6 @@ def _metric(task: Task, classes: tuple[str, ...]) -> tuple[Metric, str | None]:
             continue
         return metric, note
     raise UsageError(note or f"{task} has no metric")
-
-
-def _batches(model: PreTrainedModel, split: Split, processor: Processor) -> Any:
-    with torch.inference_mode():
-        for numbers, arrays in processor.batches(split.rows, 16):
-            outputs = model(**{name: torch.from_numpy(array) for name, array in arrays.items()})
-            yield numbers, [getattr(outputs, output).numpy() for output in processor.head.outputs]
 
 
 def _commonest(task: Task, labels: Any) -> float:

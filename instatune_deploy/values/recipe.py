@@ -301,8 +301,8 @@ class Recipe(Section):
     A budget may limit more than that, and say what is preferred among networks that keep it: ``8ms, size<=30MB`` or
     ``loss<=0.5, smallest`` (see `values.budget`). Latencies are of `percentile`. An int8 file may be at most `max_drop` points
     below the fp32 one on the search split (null: whatever it is): what it is most sensitive in stays fp32 until it is.
-    What is selected is tuned alone for `tune_epochs` passes over the training rows before it is exported and measured (0: it
-    keeps the super-network's weights).
+    What is selected is tuned alone for `tune_epochs` passes over the training rows before it is exported and measured, and
+    keeps the super-network's weights where it did better with them on the search split (0: it keeps them).
     """
 
     name: str = "run"

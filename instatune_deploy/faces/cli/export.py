@@ -19,7 +19,10 @@ def export(
     target: Annotated[str | None, typer.Option(help="A target; default: the recipe's first.")] = None,
     confirm: Annotated[bool, typer.Option(help="Measure its metric on the report split and its latency here.")] = True,
     tune_epochs: Annotated[
-        float, typer.Option(min=0, help="Tune it alone for so many passes over the training data first; 0: do not.")
+        float,
+        typer.Option(
+            min=0, help="Tune it alone for so many passes over the training data first, and keep the better; 0: do not."
+        ),
     ] = 0,
     max_drop: Annotated[
         float | None,

@@ -36,7 +36,8 @@ def select(
     tune_epochs: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Tune it alone for so many passes over the training data first; default: the recipe's."
+            min=0,
+            help="Tune it alone for so many passes over the training data first, and keep the better; default: the recipe's.",
         ),
     ] = None,
     run: RunOption = None,

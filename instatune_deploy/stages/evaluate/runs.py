@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from instatune_deploy.data.dataset import Split
@@ -21,6 +22,7 @@ from instatune_deploy.values.space import Architecture
 #: Tokens of a batch of texts: enough to keep matrix products busy, few enough for a CPU's cache. MiniLM-L6 took as long with
 #: 700 and with 1,500 tokens a batch on a Xeon with AVX-512, and a seventh longer with 350 and with 4,500.
 TOKENS_A_BATCH = 1536
+IMAGES_A_BATCH = 32
 
 #: Numbers of some rows of a split, and the model's inputs for them by name.
 Batch = tuple[np.ndarray, dict[str, Tensor]]
@@ -85,6 +87,23 @@ def network_outputs(
         for own, output in zip(found, run(inputs), strict=True):
             own.append((numbers, [output[name].float().cpu().numpy() for name in names]))
     return found
+
+
+def metric_of(network: PreTrainedModel, split: Split, processor: Processor, metric: str) -> float:
+    """The metric of a network that is no super-network on all rows of `split`, in fp32, as a share of 1.
+
+    Args:
+        metric: one that fits the task, see `data.metrics`.
+    """
+    network.eval()
+
+    def found() -> Iterator[Found]:
+        with torch.inference_mode():
+            for numbers, inputs in processor.even_batches(split.rows, IMAGES_A_BATCH, TOKENS_A_BATCH):
+                output = network(**{name: torch.from_numpy(array).to(network.device) for name, array in inputs.items()})
+                yield numbers, [output[name].float().cpu().numpy() for name in split.head.outputs]
+
+    return split.score(metric, found())
 
 
 class Runs:
