@@ -28,7 +28,9 @@ def figures_of(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Of each cut the mean accuracy before and after on the report split, the points gained by tuning, and by keeping what does
     better on the search split (``kept_gain_points``): means over seeds, and over all networks."""
     found = {
-        (row["split"], row["method"], row["cut"], row["seed"]): row["accuracy_pct"] for row in rows if "cut" in row
+        (row["split"], row["method"], row["cut"], row["seed"]): row["accuracy_pct"]
+        for row in rows
+        if "architecture" in row
     }
     figures: dict[str, float] = {}
     every: dict[str, list[float]] = {"gain_points": [], "kept_gain_points": []}
