@@ -83,6 +83,30 @@ def _mean_and_spread(figures: Figures, key: str) -> str:
     return f"{figures[f'{key}.mean']:.2f}{spread}"
 
 
+_LOWERED = {
+    "minilm": "MiniLM-L6, 128 tokens", "minilm_sub": "a sub-network of it", "vit_sub": "a sub-network of a small ViT",
+}  # fmt: skip
+_LOWERED_FOR = {
+    "ort-fp32-1t": "ONNX Runtime fp32", "ort-int8-1t": "ONNX Runtime int8", "ov-fp32-1t": "OpenVINO fp32",
+    "ov-int8-1t": "OpenVINO int8",
+}  # fmt: skip
+_WAYS = {
+    "opset 17": "17.plain.any", "18": "18.plain.any", "20": "20.plain.any", "23": "23.plain.any", "17, fused": "17.fused.any",
+    "23, fused": "23.fused.any", "23, fixed sizes": "23.plain.fixed",
+}  # fmt: skip
+
+
+def lowering(figures: Figures) -> str:
+    """A row a network and deployment: latency by each way of lowering, as a ratio to the default's."""
+    lines = ["| network | deployment | " + " | ".join(_WAYS) + " |", "|---" * (2 + len(_WAYS)) + "|"]
+    for network, shown in _LOWERED.items():
+        for deployment, name in _LOWERED_FOR.items():
+            keys = [f"{network}.{deployment}.{way}" for way in _WAYS.values()]
+            cells = [f"{figures[key]:.2f}" if key in figures else "-" for key in keys]
+            lines.append(f"| {shown} | {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 _CHANGES = {
     "without_hidden_states": "without matching hidden states", "without_sorting": "without sorting heads and neurons",
     "without_teacher": "without the teacher", "without_warm_start": "from the pre-trained weights",
@@ -127,7 +151,7 @@ def overview() -> str:
 
 #: The tables by the result that they quote.
 TABLES: dict[str, Callable[[Figures], str]] = {
-    "latency_table": latency_table, "finetune_ablation_sst2": finetune_ablation,
+    "latency_table": latency_table, "lowering": lowering, "finetune_ablation_sst2": finetune_ablation,
     "finetune_accuracy_sst2": points_lost(_CUTS, [*_TRAININGS, *_AT_RANDOM]),
     "finetune_accuracy_cifar10": points_lost(_CUTS, [*_TRAININGS, *_AT_RANDOM]),
     "beit3": points_lost(_BEIT3_CUTS, [*_TRAININGS, _SHALLOWER]), "resnet_cifar10": points_lost(_RESNET_CUTS, [*_TRAININGS, _TUNED]),
