@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, PretrainedConfig, PreTrainedModel
 
+from instatune_deploy.device.fingerprint import machine_key, runtime_versions
 from instatune_deploy.device.probes import ProbeFiles
 from instatune_deploy.device.samples import Samples
 from instatune_deploy.device.settings import TimingSettings
@@ -64,8 +66,13 @@ class Prober:
         return synthetic_inputs(self.config, self.tokens, batch, seed=self.seed)
 
     def clear(self) -> None:
-        """Remove the networks' files: not where measuring was interrupted, for it then goes on from there."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        """Remove the networks' files: not where measuring was interrupted, for it then goes on from there.
+
+        Those of other shapes and spaces stay, whose measuring may have been interrupted.
+        """
+        shutil.rmtree(self.directory, ignore_errors=True)
+        with suppress(OSError):  # holds others' files, or is not there
+            self.root.rmdir()
 
     def plan(self, settings: ProfileSection, *, seed: int) -> Plan:
         """What is measured for a table."""
@@ -79,13 +86,17 @@ class Prober:
     ) -> LatencyTable:
         """A table measured now, on this machine, and written to `out` with every run it was made from.
 
-        What was measured before an interruption counts; a table that was finished before it is not measured again.
+        What was measured before an interruption counts; a table that was finished before it, by the same settings on the same
+        machine and runtimes, is not measured again.
         """
         planned = self.plan(settings, seed=seed)
         journal = self.directory / f"{target.name}-{deployment.name}"
-        finished = journal.with_suffix(".done")
+        finished = journal.with_name(f"{journal.name}.done")
         place = out / table_file(target.name, self.shape.signature, deployment)
-        if finished.is_file() and place.is_file():
+        measured_so = content_key(
+            machine_key(), runtime_versions(), settings.heldout, settings.seconds, settings.spare_probes, seed
+        )
+        if _read(finished) == f"{measured_so} {_read(place)}":
             self.report(f"{target.name}/{deployment.name}: measured before the interruption")
             return LatencyTable.read(place)
         self.report(
@@ -96,9 +107,13 @@ class Prober:
             target, deployment, planned, self.shape, self.files, self.inputs(deployment), seed=seed, journal=journal
         )
         write_table(out, found)
-        finished.touch()
+        finished.write_text(f"{measured_so} {_read(place)}", encoding="utf-8")
         shutil.rmtree(journal, ignore_errors=True)
         return found.table
+
+
+def _read(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def look_up(

@@ -75,6 +75,55 @@ def test_an_interrupted_profile_goes_on_and_an_old_table_stays_until_a_new_one_i
     assert all(table.raw_sha256 and table.settings["rounds"] >= 4 for table in tables)
 
 
+def stopped_at_int8(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[str]:
+    """The lines of a profile whose device goes away before anything of its second deployment is measured."""
+    run_worker, lines = timing.run_worker, list[str]()
+
+    def worker(directory: Path, spec: dict[str, Any], deployment: Any, **more: Any) -> None:
+        if deployment.name == "ort-int8-1t":
+            raise MeasurementError("the device is gone")
+        run_worker(directory, spec, deployment, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(timing, "run_worker", worker)
+        with pytest.raises(MeasurementError, match="is gone"):
+            run(lines, QUICK.model_copy(update=settings))
+    return lines
+
+
+def test_a_table_from_before_an_interruption_counts_where_it_would_be_measured_alike(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reused = "box/ort-fp32-1t: measured before the interruption"
+    stopped_at_int8(monkeypatch)
+    assert reused in stopped_at_int8(monkeypatch)
+    assert reused not in stopped_at_int8(monkeypatch, heldout=3)
+    stopped_at_int8(monkeypatch)
+    path = Path("out/box/bert-h32-d8-3x4x64-t8/ort-fp32-1t.json")
+    path.write_text(path.read_text().replace("box", "other"))
+    assert reused not in stopped_at_int8(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(profiling, "runtime_versions", lambda: {"onnxruntime": "9.9.9"})
+        assert reused not in stopped_at_int8(monkeypatch)
+
+
+def test_a_dot_in_a_targets_name_makes_no_deployment_pass_for_another(place: Path) -> None:
+    target = yaml.safe_load(Path("box.yaml").read_text())
+    Path("box.yaml").write_text(yaml.safe_dump({**target, "name": "box-4.2", "deployments": DEPLOYMENTS[::2]}))
+    for _ in range(2):  # tables of the first time lie there the second time
+        lines: list[str] = []
+        run(lines)
+        assert not [line for line in lines if "before the interruption" in line]
+
+
+def test_another_models_interrupted_measuring_is_left_alone(place: Path) -> None:
+    other = Path("out/.probes/another/box-ort-fp32-1t/rounds.jsonl")
+    other.parent.mkdir(parents=True)
+    other.write_text("a round")
+    run([])
+    assert [path for path in Path("out/.probes").rglob("*") if path.is_file()] == [other]
+
+
 def test_a_table_is_fitted_again_to_its_own_runs_alone(place: Path) -> None:
     run([])
     path = Path("out/box/bert-h32-d8-3x4x64-t8/ort-fp32-1t.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from instatune_deploy.device import machine_facts
 from instatune_deploy.device.machine_facts import available_cpus, check_machine, lacking_cpu, runtime_versions
@@ -15,7 +16,7 @@ from instatune_deploy.values.latency import Machine
 from instatune_deploy.values.target import Target
 
 __all__ = [
-    "Servable", "accelerators", "available_cpus", "check_target", "detect", "runtime_versions", "servable",
+    "Servable", "accelerators", "available_cpus", "check_target", "detect", "machine_key", "runtime_versions", "servable",
     "usable_deployments",
 ]  # fmt: skip
 
@@ -32,6 +33,11 @@ def accelerators() -> tuple[str, ...]:
 def detect() -> Machine:
     """This machine, with the load it has now."""
     return Machine(**machine_facts.machine_facts(accelerators()))
+
+
+def machine_key() -> dict[str, Any]:
+    """What must be the same for measurements to go together: not the load, nor how much memory a container was given."""
+    return {name: value for name, value in asdict(detect()).items() if name not in ("load_1min", "memory_bytes")}
 
 
 def check_target(target: Target, machine: Machine) -> None:

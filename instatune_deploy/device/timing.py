@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from instatune_deploy.device.fingerprint import runtime_versions
+from instatune_deploy.device.fingerprint import machine_key, runtime_versions
 from instatune_deploy.device.labels import Labels, find_labels, interrupted_share
 from instatune_deploy.device.process import ROUNDS_FILE, keep_rounds_of, run_worker, worker_spec
 from instatune_deploy.device.runtimes.base import get_runtime
@@ -159,9 +159,9 @@ def _mean(values: list[float]) -> float:
 
 @contextmanager
 def _directory(journal: Path | None, spec: dict[str, Any], options: dict[str, str]) -> Iterator[Path]:
-    """The journal, or a directory that goes; rounds of other networks, versions or options are not kept."""
+    """The journal, or a directory that goes; rounds of other networks, versions, options or machines are not kept."""
     key = {name: value for name, value in spec.items() if name not in ("settings", "cpus")}
-    key |= {"options": options, "versions": runtime_versions()}
+    key |= {"options": options, "versions": runtime_versions(), "machine": machine_key()}
     with tempfile.TemporaryDirectory(prefix="instatune-timing-") if journal is None else nullcontext(journal) as name:
         keep_rounds_of(Path(name), key)
         yield Path(name)
