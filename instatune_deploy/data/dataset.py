@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset, load_from_disk
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from instatune_deploy.data.heads import get_head
@@ -110,14 +110,30 @@ def open_report_split(data: DataSection, task: Task, processor: Processor, *, se
         DatasetError: a source is unreadable, empty or mislabelled; says which and where.
     """
     head = get_head(task)
-    rows = _read(data.train, data, head)
+    trained = rows = _read(data.train, data, head)
     classes = head.classes(rows, data)
     if data.report is not None:
-        rows = _read(data.report, data, head)
+        rows = _named_alike(_read(data.report, data, head), trained, data.label, classes)
     else:
         _held_rows(data, len(rows))
         rows = _shuffled(rows, data, seed).select(range(len(rows) - data.report_rows, len(rows)))
     return _encode("report", rows, data, head, processor, classes)
+
+
+def _named_alike(rows: Dataset, trained: Dataset, column: str, classes: tuple[str, ...]) -> Dataset:
+    """`rows` with the names of their classes where their numbers would mean others than in the training rows."""
+    feature, before = rows.features.get(column), trained.features.get(column)
+    if isinstance(feature, ClassLabel):
+        if tuple(feature.names) == classes or not {*feature.names} & {*classes}:
+            return rows
+        names = [None if number is None or number < 0 else feature.names[number] for number in rows[column]]
+    elif (
+        isinstance(feature, Value) and isinstance(before, Value) and "int" in feature.dtype and "string" in before.dtype
+    ):
+        names = [None if value is None else str(value) for value in rows[column]]
+    else:
+        return rows
+    return rows.remove_columns(column).add_column(column, names)
 
 
 def _shuffled(rows: Dataset, data: DataSection, seed: int) -> Dataset:

@@ -160,7 +160,7 @@ def _load(name: str, reads: Literal["text", "image"], *, add_prefix_space: bool 
     what = "tokenizer" if reads == "text" else "image processor"
     try:
         return kind.from_pretrained(name, **options)
-    except KeyError:  # nothing says which, and transformers knows none of the family
+    except (AttributeError, KeyError, TypeError):  # its files are not there, or transformers knows none of the family
         raise CheckpointError(f"{name}: no {what} can be loaded: the model comes without, save one beside it") from None
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(f"{name}: no {what} can be loaded: {' '.join(str(error).split())[:300]}") from None

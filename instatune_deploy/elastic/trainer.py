@@ -83,6 +83,28 @@ class BucketTrainer(Trainer):
         optimizer: torch.optim.Optimizer = super().create_optimizer()
         return optimizer
 
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Trainer's own loss.
+
+        Raises:
+            TrainingError: it is infinite or not a number, which Trainer would log as 0.
+        """
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._check(found[0] if return_outputs else found)
+        return found
+
+    def _check(self, loss: Tensor) -> None:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            rate, what = self._get_learning_rate(), self._what_ran()
+            raise TrainingError(f"loss is {value} at step {self.state.global_step}, learning rate {rate:.3g}{what}")
+
+    def _what_ran(self) -> str:
+        """Of the networks that the loss is of, for an error."""
+        return ""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -177,12 +199,6 @@ class DistillingTrainer(BucketTrainer):
     def epoch(self) -> float:
         """Passes over the data made so far."""
         return float(self.state.epoch or 0.0)
-
-    def _check(self, loss: Tensor) -> None:
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            rate, what = self._get_learning_rate(), self._what_ran()
-            raise TrainingError(f"loss is {value} at step {self.state.global_step}, learning rate {rate:.3g}{what}")
 
     def _ask_teacher(self, inputs: dict[str, Tensor]) -> Run | None:
         """What the strong teacher gives, if it is asked in this epoch."""

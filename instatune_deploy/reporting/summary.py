@@ -14,7 +14,7 @@ from instatune_deploy.workspace import LOCK, RECORDS, StageRecord, Workspace, ch
 
 #: Everything that a run makes in its directory, by its name there. Whatever else lies there is not the run's.
 OWN = frozenset({
-    ".checkpoints", ".drafts", LOCK, ".probes", ".recalled", RECORDS, "artifacts", "evaluations.jsonl", "evaluations.old.jsonl", "fronts",
+    ".checkpoints", ".drafts", LOCK, ".probes", ".recalled", RECORDS, "artifacts", "evaluations.jsonl", "evaluations.old.jsonl", "fleets", "fronts",
     "predictor", "recipe.yaml", "report.html", "result.json", "searched_by.json", "selections", "space.yaml", "supernet",
     "tables", "teacher", "training", "tuned",
 })  # fmt: skip

@@ -84,6 +84,10 @@ class Batcher:
             InferenceError: the network cannot run them.
         """
         rows = len(next(iter(inputs.values())))
+        if rows > MAX_WAITING:  # it would never fit
+            raise InferenceError(
+                f"the request comes to {rows} rows, at most {MAX_WAITING} are taken: send fewer at a time"
+            )
         if self.rows_waiting + rows > MAX_WAITING:
             raise MLServerError(f"{self.rows_waiting} rows wait already, of at most {MAX_WAITING}: try again", 429)
         loop = asyncio.get_running_loop()

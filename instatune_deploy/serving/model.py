@@ -229,7 +229,7 @@ def _sessions(artifact: Artifact, calls: int, sample: dict[str, np.ndarray]) -> 
 def _limits(config: Any, sample: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Below what the whole numbers of a text's inputs must be."""
     limits = {
-        "input_ids": config.vocab_size, "attention_mask": 2, "token_type_ids": getattr(config, "type_vocab_size", 0),
+        "input_ids": config.vocab_size, "attention_mask": 2, "token_type_ids": getattr(config, "type_vocab_size", 0) or 2,  # 0: it does not look at them
     }  # fmt: skip
     return {name: limit for name, limit in limits.items() if name in sample}
 

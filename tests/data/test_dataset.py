@@ -69,6 +69,38 @@ def test_without_shuffling_the_last_rows_are_kept_aside(tmp_path: Path, tokenize
     assert report.labels.tolist() == labels[50:]
 
 
+@pytest.mark.parametrize(
+    ("trained", "reported"),
+    [
+        (Features(text=Value("string"), label=ClassLabel(names=["neg", "pos"])), ["pos", "neg"]),
+        (Features(text=Value("string"), label=ClassLabel(names=["neg", "neutral", "pos"])), ["neg", "pos"]),
+    ],
+)
+def test_a_class_of_the_report_rows_is_the_one_of_its_name(
+    tmp_path: Path, tokenizer: Processor, trained: Features, reported: list[str]
+) -> None:
+    texts = [f"good film {i}" for i in range(60)]
+    names = trained["label"].names
+    rows = {"text": texts, "label": [i % len(names) for i in range(60)]}
+    Dataset.from_dict(rows, features=trained).to_parquet(tmp_path / "train.parquet")
+    features = Features(text=Value("string"), label=ClassLabel(names=reported))
+    Dataset.from_dict({"text": texts[:4], "label": [0, 1, 1, 0]}, features=features).to_parquet(tmp_path / "r.parquet")
+    data = section(tmp_path / "train.parquet", report=str(tmp_path / "r.parquet"))
+    found = open_report_split(data, TEXT, tokenizer, seed=0)
+    assert [names[label] for label in found.labels] == [reported[number] for number in (0, 1, 1, 0)]
+
+
+def test_numbers_of_the_report_rows_are_names_where_the_training_rows_have_names(
+    tmp_path: Path, tokenizer: Processor
+) -> None:
+    labels = ["1", "2", "3", "many"]
+    path = tmp_path / "train.csv"
+    path.write_text("text,label\n" + "".join(f"good film {i},{labels[i % 4]}\n" for i in range(60)))
+    (tmp_path / "report.csv").write_text("text,label\n" + "".join(f"bad film,{number}\n" for number in (1, 2, 3)))
+    found = open_report_split(section(path, report=str(tmp_path / "report.csv")), TEXT, tokenizer, seed=0)
+    assert [labels[label] for label in found.labels] == ["1", "2", "3"]
+
+
 def test_csv_json_lines_and_saved_directories_give_the_same_rows(tmp_path: Path, tokenizer: Processor) -> None:
     parquet = write_text_data(tmp_path / "t.parquet", 60, seed=0)
     rows = Dataset.from_parquet(str(parquet))

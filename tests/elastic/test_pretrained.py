@@ -74,6 +74,13 @@ def test_a_missing_head_is_initialised_by_the_seed(tmp_path: Path) -> None:
     assert not torch.equal(heads[0], heads[2])
 
 
+@pytest.mark.parametrize("reset_head", [False, True])
+def test_a_checkpoint_in_half_precision_is_trained_in_single(tmp_path: Path, reset_head: bool) -> None:
+    make_family("bert").model.half().save_pretrained(tmp_path)
+    found = load_pretrained(str(tmp_path), TASK, CLASSES, reset_head=reset_head, seed=0)
+    assert {parameter.dtype for parameter in found.parameters()} == {torch.float32}
+
+
 def load(name: str, directory: Path, *, reset_head: bool = False) -> torch.nn.Module:
     """The checkpoint in `directory`, of the family `name`, for its family's task."""
     task = TASK_OF_INPUTS[axis_map(name).inputs]

@@ -20,7 +20,7 @@ from instatune_deploy.elastic.losses import ElasticLoss, network_loss
 from instatune_deploy.elastic.optimizer import RateSettings
 from instatune_deploy.elastic.sampler import BucketSampler
 from instatune_deploy.elastic.supernet import Supernet
-from instatune_deploy.elastic.trainer import DistillingTrainer, ElasticTrainer
+from instatune_deploy.elastic.trainer import BucketTrainer, DistillingTrainer, ElasticTrainer
 from instatune_deploy.elastic.training import train
 from instatune_deploy.errors import TrainingError
 from tests.elastic.trainers import StopAt, arguments, losses, rows, trainer_for
@@ -193,6 +193,18 @@ def test_a_loss_that_is_not_a_number_stops_the_training_and_says_where(tmp_path:
     with torch.no_grad():
         trainer.supernet.model.classifier.weight.fill_(math.nan)
     with pytest.raises(TrainingError, match=r"loss is nan at step 0, learning rate .*, sub-networks \dL\["):
+        trainer.train()
+
+
+def test_a_full_model_whose_loss_is_not_a_number_stops_as_well(tmp_path: Path) -> None:
+    """Trainer would log 0 and save it."""
+    model = make_family("bert").model
+    with torch.no_grad():
+        model.classifier.weight.fill_(math.nan)
+    trainer = BucketTrainer(
+        model=model, args=arguments(tmp_path), train_dataset=rows(), data_collator=default_data_collator
+    )
+    with pytest.raises(TrainingError, match=r"loss is nan at step 0, learning rate [\d.e-]+$"):
         trainer.train()
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import DataCollatorWithPadding, default_data_collator
 
 from instatune_deploy.data.heads.classification import Classification, class_indices, encode_texts
@@ -110,6 +110,6 @@ def _image(value: Any, name: str) -> Image.Image:
             value = Image.open(value)
         elif not isinstance(value, Image.Image):
             value = Image.fromarray(np.asarray(value, dtype=np.uint8))
-        return value.convert("RGB")
+        return ImageOps.exif_transpose(value).convert("RGB")
     except Exception as error:
         raise DatasetError(f"{name} split: an image cannot be decoded: {error}") from None
