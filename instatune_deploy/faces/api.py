@@ -189,9 +189,11 @@ class Run:
             fixed_batch: whether to fix the batch to the deployment's.
 
         Raises:
-            UsageError: architecture, target, deployment or length are none.
+            UsageError: architecture, target, deployment or length are none, or `out` exists already.
             ArtifactError: an exported file does not compute what the model does.
         """
+        if Path(out).exists():
+            raise UsageError(f"{out} exists already; name a new directory")
         job = self._job()
         wanted = self._target(job, target)
         known = {found.name: found for found in wanted.deployments}

@@ -148,12 +148,13 @@ class ArtifactModel(MLModel):
         if size <= _FEW_BYTES and self._codec.processor.images is None and not self._encoding:
             return self._codec.encode(given)
         self._encoding += 1
-        try:
-            job = asyncio.get_running_loop().run_in_executor(self._encoder, self._codec.encode, given)
-            # A request that is cancelled does not end its job.
-            return await asyncio.shield(job)
-        finally:
-            self._encoding -= 1
+        job = asyncio.get_running_loop().run_in_executor(self._encoder, self._codec.encode, given)
+        # A request that is cancelled does not end its job, which has the tokenizer until it is done.
+        job.add_done_callback(self._encoded)
+        return await asyncio.shield(job)
+
+    def _encoded(self, job: asyncio.Future[Encoded]) -> None:
+        self._encoding -= 1
 
     def _tensors(self, given: Mapping[str, Input]) -> dict[str, np.ndarray]:
         """The network's inputs as they were sent.

@@ -42,6 +42,10 @@ class Limit:
     number: float
     basis: Literal["value", "share", "loss"] = "value"
 
+    def order(self) -> tuple[str, str, float, str]:
+        """What limits are sorted by; one of a place stands after the same of none, which cannot be compared with it."""
+        return self.objective.kind, self.objective.place or "", self.number, self.basis
+
     @classmethod
     def parse(cls, text: str, *, metric: str = "metric") -> Limit:
         """The limit written as ``latency<=8ms``, ``size<=50%``, ``metric>=0.88`` or ``loss<=0.5`` (points).
@@ -144,7 +148,7 @@ class Budget:
             raise UsageError(f"budget {text!r} limits nothing")
         if prefer is None:
             prefer = "fastest" if Objective("metric") in limits else "best"
-        return cls(str(text).strip(), tuple(sorted(limits.values())), prefer)
+        return cls(str(text).strip(), tuple(sorted(limits.values(), key=Limit.order)), prefer)
 
     @property
     def file_name(self) -> str:

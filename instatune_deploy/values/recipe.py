@@ -259,7 +259,7 @@ class SearchSection(Section):
         Raises:
             UsageError: one is unknown, they repeat or contradict each other.
         """
-        limits = tuple(sorted(Limit.parse(text, metric=metric) for text in self.limits))
+        limits = tuple(sorted((Limit.parse(text, metric=metric) for text in self.limits), key=Limit.order))
         limited = [limit.objective for limit in limits]
         for objective in limited:
             if limited.count(objective) > 1:

@@ -18,9 +18,11 @@ import pytest
 import torch
 import yaml
 
+import instatune_deploy as itd
 from instatune_deploy.device.runtimes.base import run_file
 from instatune_deploy.elastic.subnetwork import load_subnetwork
 from instatune_deploy.elastic.supernet import load_supernet
+from instatune_deploy.errors import UsageError
 from instatune_deploy.exporting import FullNetwork
 from instatune_deploy.job import Job
 from instatune_deploy.pipeline import open_run
@@ -164,6 +166,13 @@ def test_select_meets_an_absolute_budget_or_says_what_is_nearest(project: Path, 
     assert nothing.err.strip().splitlines()[-1].startswith("error: nothing is predicted to meet 0.0001ms; nearest: ")
     assert "(predicted; latency p50)" in nothing.err
     assert nothing.out == ""
+
+
+def test_python_exports_to_a_new_directory_alone(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="exists already; name a new directory"):
+        itd.open_run(run).export("full", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_what_is_selected_may_be_tuned_alone(project: Path, run: Path) -> None:

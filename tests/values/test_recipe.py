@@ -13,6 +13,7 @@ from instatune_deploy.values.recipe import (
     METRICS,
     FinetuneSection,
     Recipe,
+    SearchSection,
     TrainingSection,
     preset_names,
     read_preset,
@@ -95,6 +96,14 @@ def test_a_preset_is_a_name_or_what_other_keys_are_on_top_of(tmp_path: Path) -> 
     )
     assert finetune({}).preset == "best"
     assert finetune({"teacher": None}).teacher is None
+
+
+def test_latency_may_be_limited_here_and_in_another_place() -> None:
+    texts = ["latency@cpu-avx512:ort-fp32-1t<=8ms", "latency<=50%", "macs<=1G"]
+    limits = SearchSection(limits=texts).goals("accuracy")[1]
+    assert [(limit.objective.kind, limit.objective.place) for limit in limits] == [
+        ("latency", None), ("latency", "cpu-avx512:ort-fp32-1t"), ("macs", None),
+    ]  # fmt: skip
 
 
 def test_the_fine_tuned_model_is_made_only_where_it_is_used() -> None:
