@@ -25,7 +25,7 @@ from instatune_deploy.executor import LOCAL, Executor
 from instatune_deploy.profiling import Prober, target_tables
 from instatune_deploy.searching import Fronts
 from instatune_deploy.stages.evaluate import Evaluator
-from instatune_deploy.stages.finetune import fine_tuned, finetune
+from instatune_deploy.stages.finetune import fine_tuned, finetune, teacher_key
 from instatune_deploy.stages.propose import propose_space
 from instatune_deploy.stages.tune import tune
 from instatune_deploy.values.budget import Budget
@@ -210,10 +210,13 @@ class Job:
     def tuned(self, architecture: Architecture, epochs: float) -> PreTrainedModel:
         """A sub-network tuned alone for `epochs`, taught by the teacher or, where there was none, the super-network."""
         settings = self.recipe.finetune.model_copy(update={"epochs": epochs})
-        path = self.workspace.path("teacher")
+        # Another teacher may lie there, of what the recipe said before.
+        made = settings.teacher is not None and self.workspace.is_done(
+            "teacher", teacher_key(settings.teacher, self.inputs_key)
+        )
         teacher = (
-            type(self.supernet.model).from_pretrained(path, use_safetensors=True)
-            if path.is_dir()
+            type(self.supernet.model).from_pretrained(self.workspace.path("teacher"), use_safetensors=True)
+            if made
             else copy.deepcopy(self.supernet.model)
         )
         return tune(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import transformers
 from PIL import Image
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -97,6 +99,22 @@ def check_reads(name: str, config: PretrainedConfig, task: Task) -> None:
         raise FamilyError(f"{name}: a {config.model_type} model cannot do {task}")
 
 
+def _order_head(model: PreTrainedModel, before: Sequence[str], classes: Sequence[str]) -> None:
+    """Put the outputs of a head that was made for the same classes in another order into the order of `classes`."""
+    if [*before] == [*classes] or sorted(before) != sorted(classes):
+        return  # alike, or names such as LABEL_0, which say nothing
+    body = {id(module) for module in model.base_model.modules()} if model.base_model is not model else set()
+    linear = [
+        module for module in model.modules()
+        if isinstance(module, nn.Linear) and module.out_features == len(classes) and id(module) not in body
+    ]  # fmt: skip
+    if linear:
+        order = [before.index(label) for label in classes]
+        with torch.no_grad():
+            for parameter in linear[-1].parameters():
+                parameter.copy_(parameter[order].clone())
+
+
 def load_pretrained(name: str, task: Task, classes: tuple[str, ...], *, reset_head: bool, seed: int) -> PreTrainedModel:
     """The model `name` with a head for `task`. A head that the checkpoint lacks is initialised by `seed`.
 
@@ -113,6 +131,8 @@ def load_pretrained(name: str, task: Task, classes: tuple[str, ...], *, reset_he
         "label2id": {label: index for index, label in enumerate(classes)}, "problem_type": _PROBLEM_TYPES.get(task),
     }  # fmt: skip
     model = _load(name, task, {} if reset_head else own_labels, reset_head=reset_head)
+    if not reset_head:
+        _order_head(model, [label for _, label in sorted((config.id2label or {}).items())], classes)
     if reset_head:
         for key, value in own_labels.items():
             setattr(config, key, value)

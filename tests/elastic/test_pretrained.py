@@ -74,6 +74,21 @@ def test_a_missing_head_is_initialised_by_the_seed(tmp_path: Path) -> None:
     assert not torch.equal(heads[0], heads[2])
 
 
+@pytest.mark.parametrize("name", ["bert", "deberta-v2", "vit", "resnet"])
+def test_a_head_answers_the_same_whatever_order_its_classes_are_wanted_in(tmp_path: Path, name: str) -> None:
+    family = make_family(name)
+    family.model.config.id2label = {0: "positive", 1: "neutral", 2: "negative"}
+    family.model.config.label2id = {"positive": 0, "neutral": 1, "negative": 2}
+    family.model.save_pretrained(tmp_path)
+    classes = ("negative", "neutral", "positive")
+    task = TASK_OF_INPUTS[axis_map(family.model.config.model_type).inputs]
+    found = load_pretrained(str(tmp_path), task, classes, reset_head=False, seed=0).eval()
+    assert found.config.id2label == dict(enumerate(classes))
+    with torch.no_grad():
+        own, wanted = (model.eval()(**family.inputs).logits for model in (family.model, found))
+    assert torch.equal(wanted, own[:, [2, 1, 0]])
+
+
 @pytest.mark.parametrize("reset_head", [False, True])
 def test_a_checkpoint_in_half_precision_is_trained_in_single(tmp_path: Path, reset_head: bool) -> None:
     make_family("bert").model.half().save_pretrained(tmp_path)
