@@ -18,7 +18,7 @@ from instatune_deploy.data.metrics import score
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.errors import CheckpointError, DatasetError, UnknownNameError
 from instatune_deploy.values.recipe import DataSection
-from tests.helpers import write_text_data, write_text_model
+from tests.helpers import make_family, write_text_data, write_text_model
 
 TEXT = "text-classification"
 
@@ -67,6 +67,13 @@ def test_without_shuffling_the_last_rows_are_kept_aside(tmp_path: Path, tokenize
     assert data.train.labels.tolist() == labels[:30]
     assert data.search.labels.tolist() == labels[30:50]
     assert report.labels.tolist() == labels[50:]
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta-v2"])
+def test_a_model_of_texts_without_a_tokenizer_is_said(tmp_path: Path, family: str) -> None:
+    make_family(family).model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="no tokenizer can be loaded"):
+        Processor(str(tmp_path), TEXT, 16)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from instatune_deploy.device import worker
+from instatune_deploy.device import timing, worker
 from instatune_deploy.device.process import ROUNDS_FILE
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.device.runtimes.fake import FakeRuntime
@@ -98,6 +98,19 @@ def test_visits_are_as_many_as_asked_and_only_some_labels_must_be_sure(fake_file
     found = fake(models, visits={"a": 3}, sure=["a"], settings=settings)
     assert found.rounds == settings.min_rounds
     assert found.samples["a"].n == 3 * found.samples["b"].n
+
+
+def test_rounds_of_another_machine_do_not_count(fake_file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = tmp_path / "journal"
+    settings = TimingSettings(min_rounds=12, warmup_runs=1, warmup_batches=1, min_runs=3, max_runs=3)
+    models = {"a": fake_file("a", 2.0)}
+    fake(models, settings=settings, journal=journal)
+    kept = (journal / ROUNDS_FILE).read_text()
+    fake(models, settings=settings, journal=journal)
+    assert (journal / ROUNDS_FILE).read_text().startswith(kept)
+    monkeypatch.setattr(timing, "machine_key", lambda: {"cpu_model": "another"})
+    fake(models, settings=settings, journal=journal)
+    assert not (journal / ROUNDS_FILE).read_text().startswith(kept)
 
 
 def test_an_interrupted_measurement_goes_on_and_loses_nothing(fake_file, tmp_path: Path) -> None:
