@@ -235,10 +235,8 @@ class Bench:
         """The network that was chosen of `best`, tuned alone for an epoch, whether or not it is better then."""
 
         def make() -> list[dict[str, Any]]:
-            (chosen,) = self.kept(f"best-{seed}-{cut}", list)
-            supernet, architecture = self.supernet("best", seed), Architecture.parse(chosen["architecture"])
-            network = self.tuned(supernet.model, supernet.space, architecture, seed, epochs=1)
-            return [self.row("best_tuned", seed, cut, network, architecture)]
+            architecture, _, tuned = self._winner(seed, cut)
+            return [self.row("best_tuned", seed, cut, tuned, architecture)]
 
         return self.kept(f"best_tuned-{seed}-{cut}", make)
 
@@ -246,15 +244,19 @@ class Bench:
         """The same network before and after on the search split, by which ``--tune-epochs 1`` keeps the better of both."""
 
         def make() -> list[dict[str, Any]]:
-            (chosen,) = self.kept(f"best-{seed}-{cut}", list)
-            supernet, architecture = self.supernet("best", seed), Architecture.parse(chosen["architecture"])
-            network = self.tuned(supernet.model, supernet.space, architecture, seed, epochs=1)
+            architecture, before, tuned = self._winner(seed, cut)
             return [
-                self.row(method, seed, cut, of, architecture, self.data.search)
-                for method, of in (("best", supernet), ("best_tuned", network))
+                self.row(method, seed, cut, network, architecture, self.data.search)
+                for method, network in (("best", before), ("best_tuned", tuned))
             ]
 
         return self.kept(f"search-best_tuned-{seed}-{cut}", make)
+
+    def _winner(self, seed: int, cut: str) -> tuple[Architecture, Supernet, Supernet]:
+        """The network that was chosen of `best`, where it is before tuning, and as it is after an epoch of it."""
+        (chosen,) = self.kept(f"best-{seed}-{cut}", list)
+        architecture, supernet = Architecture.parse(chosen["architecture"]), self.supernet("best", seed)
+        return architecture, supernet, self.tuned(supernet.model, supernet.space, architecture, seed, epochs=1)
 
     def prune(self, teacher: PreTrainedModel, cut: str) -> tuple[PreTrainedModel, SearchSpace, Architecture]:
         """Of the teacher with its units sorted, the network that has lost the least importance for each

@@ -22,7 +22,7 @@ from instatune_deploy.values.fleet import NAME_PATTERN, Fleet, FleetMember
 from instatune_deploy.values.front import Measured
 from instatune_deploy.values.hashing import content_key, sha256_file
 from instatune_deploy.values.manifest import MANIFEST_NAME
-from instatune_deploy.workspace import new_directory
+from instatune_deploy.workspace import check_new, new_directory
 
 Report = Callable[[str], None]
 
@@ -72,8 +72,7 @@ def write_fleet(directories: Mapping[str, Path], out: Path, *, report: Report = 
         UsageError: `out` exists, a name will not do, or the artifacts are not of one model, task and report split.
         ArtifactError: one is no artifact, or a file was changed.
     """
-    if out.exists():
-        raise UsageError(f"{out} exists already; name a new directory")
+    check_new(out)
     if not directories:
         raise UsageError("a fleet needs artifacts: name one at least")
     for name in directories:

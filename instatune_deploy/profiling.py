@@ -96,7 +96,7 @@ class Prober:
         measured_so = content_key(
             machine_key(), runtime_versions(), settings.heldout, settings.seconds, settings.spare_probes, seed
         )
-        if _read(finished) == f"{measured_so} {_read(place)}":
+        if finished.is_file() and place.is_file() and finished.read_text() == f"{measured_so} {sha256_file(place)}":
             self.report(f"{target.name}/{deployment.name}: measured before the interruption")
             return LatencyTable.read(place)
         self.report(
@@ -107,13 +107,9 @@ class Prober:
             target, deployment, planned, self.shape, self.files, self.inputs(deployment), seed=seed, journal=journal
         )
         write_table(out, found)
-        finished.write_text(f"{measured_so} {_read(place)}", encoding="utf-8")
+        finished.write_text(f"{measured_so} {sha256_file(place)}")
         shutil.rmtree(journal, ignore_errors=True)
         return found.table
-
-
-def _read(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def look_up(

@@ -19,7 +19,7 @@ from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.fleet import NAME_PATTERN, Fleet, is_fleet
 from instatune_deploy.values.sbom import sbom
 from instatune_deploy.values.serving import ServeSettings
-from instatune_deploy.workspace import new_directory
+from instatune_deploy.workspace import check_new, new_directory
 
 #: Samples that a server may put into one call.
 MAX_BATCH = 32
@@ -43,8 +43,7 @@ def write_repository(directory: Path, kind: str, out: Path, *, name: str, max_ba
     """
     if kind not in _WRITERS:
         raise UnknownNameError("repository", kind, _WRITERS)
-    if out.exists():
-        raise UsageError(f"{out} exists already; name a new directory")
+    check_new(out)
     if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(f"a model cannot be called {name!r}: use letters, digits, _, - and .")
     if kind == "mlserver" and is_fleet(directory):

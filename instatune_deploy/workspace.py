@@ -78,6 +78,16 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(data, indent=1) + "\n")
 
 
+def check_new(path: Path) -> None:
+    """Make sure that a directory to write is none that is there, for it would be replaced.
+
+    Raises:
+        UsageError: it is.
+    """
+    if path.exists():
+        raise UsageError(f"{path} exists already; name a new directory")
+
+
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """A directory to fill that becomes `path` (replacing an old one) only when the block ends without an error."""

@@ -137,9 +137,8 @@ def load_pretrained(name: str, task: Task, classes: tuple[str, ...], *, reset_he
         for key, value in own_labels.items():
             setattr(config, key, value)
         config.architectures = []  # the task's usual head, whichever the checkpoint has
-        fresh = (
-            AUTO_CLASSES[task].from_config(config).float()
-        )  # made in the checkpoint's own precision, which may be half
+        # It is made in the precision that the checkpoint was saved in, which may be half.
+        fresh = AUTO_CLASSES[task].from_config(config).float()
         # Only the body comes from the checkpoint; strict loading makes sure that it is the whole body.
         fresh.base_model.load_state_dict(model.base_model.state_dict())
         model = fresh

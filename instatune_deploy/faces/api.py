@@ -31,7 +31,7 @@ from instatune_deploy.values.recipe import ProfileSection, Recipe, check_recipe,
 from instatune_deploy.values.selection import Selection
 from instatune_deploy.values.space import Architecture
 from instatune_deploy.values.target import Target
-from instatune_deploy.workspace import Workspace
+from instatune_deploy.workspace import Workspace, check_new
 
 __all__ = ["Run", "Tables", "elastic_trainer", "open_run", "profile", "run"]
 
@@ -192,8 +192,7 @@ class Run:
             UsageError: architecture, target, deployment or length are none, or `out` exists already.
             ArtifactError: an exported file does not compute what the model does.
         """
-        if Path(out).exists():
-            raise UsageError(f"{out} exists already; name a new directory")
+        check_new(Path(out))
         job = self._job()
         wanted = self._target(job, target)
         known = {found.name: found for found in wanted.deployments}

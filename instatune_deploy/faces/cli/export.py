@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from instatune_deploy.errors import UsageError
 from instatune_deploy.faces.cli.app import JsonOption, RunOption, app, emit, find_run, progress
+from instatune_deploy.workspace import check_new
 
 
 @app.command()
@@ -54,8 +54,7 @@ def export(
 
     Example: instatune-deploy export --architecture "4L[12-512 8-512 8-512 6-512]" --out my-model
     """
-    if out.exists():
-        raise UsageError(f"{out} exists already; name a new directory")
+    check_new(out)
     directory = find_run(run)
 
     from instatune_deploy.device.lowering.onnx import OPSET

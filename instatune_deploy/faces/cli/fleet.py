@@ -20,6 +20,7 @@ from instatune_deploy.faces.cli.app import (
 )
 from instatune_deploy.faces.cli.run import ForeignTablesOption
 from instatune_deploy.faces.cli.select import check_percentile
+from instatune_deploy.workspace import check_new
 
 
 @app.command()
@@ -95,8 +96,7 @@ def fleet(
             f"{', '.join(idle)}: these say how to select a network, and none is asked for: give --latency-budget"
         )
     check_percentile(percentile)
-    if out.exists():
-        raise UsageError(f"{out} exists already; name a new directory")
+    check_new(out)
     directories: dict[str, Path] = {}
     for given in artifact or []:
         name, separator, path = given.partition("=")

@@ -19,7 +19,7 @@ from instatune_deploy.data.processor import Processor
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.errors import MeasurementError, UsageError
 from instatune_deploy.stages.evaluate.precision import Precision, PrecisionCheck, choose
-from instatune_deploy.stages.evaluate.runs import Batch, Compute, Failed, Found, Runs
+from instatune_deploy.stages.evaluate.runs import IMAGES_A_BATCH, Batch, Compute, Failed, Found, Runs
 from instatune_deploy.values.evaluations import append_evaluations, read_evaluations
 from instatune_deploy.values.front import Evaluation
 from instatune_deploy.values.racing import LOOKS, Dropped, hopeless, stratified_order
@@ -65,7 +65,7 @@ class Evaluator:
     """
 
     def __init__(
-        self, supernet: Supernet, split: Split, processor: Processor, *, metric: str, path: Path, batch_size: int = 32,
+        self, supernet: Supernet, split: Split, processor: Processor, *, metric: str, path: Path, batch_size: int = IMAGES_A_BATCH,
         precision: Precision = "fp32", beside: Architecture | None = None, compute: Compute | None = None,
         report: Report = lambda line: None,
     ) -> None:  # fmt: skip
