@@ -1,9 +1,16 @@
-"""What a server makes of a request's words and files is what training made of them."""
+"""What a server makes of a request's words and files is what training made of them.
+
+The server's modules are imported in a process of their own: MLServer's messages and those of Triton's client, which other tests
+load, cannot be in one.
+"""
 
 from __future__ import annotations
 
 import io
-from types import SimpleNamespace
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +18,33 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from instatune_deploy.serving.codecs import _decoded
-from instatune_deploy.serving.model import _limits
-
 ORIENTATION = 0x0112
+DECODE = """
+import sys
+from pathlib import Path
+import numpy as np
+from instatune_deploy.serving.codecs import _decoded
+np.save(sys.argv[2], np.asarray(_decoded(Path(sys.argv[1]).read_bytes())))
+"""
+LIMITS = """
+import json, sys
+from types import SimpleNamespace
+from instatune_deploy.serving.model import _limits
+configs = json.loads(sys.argv[1])
+print(json.dumps([_limits(SimpleNamespace(vocab_size=100, **own), {"token_type_ids": None}) for own in configs]))
+"""
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_photo_is_turned_as_it_is_for_training(orientation: int) -> None:
+def run(code: str, *arguments: str | Path) -> str:
+    found = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    return found.stdout
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_photo_is_turned_as_it_is_for_training(orientation: int, tmp_path: Path) -> None:
     pixels = np.zeros((24, 40, 3), dtype=np.uint8)
     pixels[:, :20] = 255
     exif = Image.Exif()
@@ -26,17 +52,14 @@ def test_a_photo_is_turned_as_it_is_for_training(orientation: int) -> None:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", exif=exif)
     rows = Dataset.from_dict({"image": [{"bytes": file.getvalue()}]}, features=Features(image=ImageFeature()))
-    trained, served = rows[0]["image"].convert("RGB"), _decoded(file.getvalue())
-    assert np.array_equal(np.asarray(served), np.asarray(trained))
-    assert (served.size == (40, 24)) == (orientation in (1, 3))
+    (tmp_path / "photo.png").write_bytes(file.getvalue())
+    run(DECODE, tmp_path / "photo.png", tmp_path / "served.npy")
+    served = np.load(tmp_path / "served.npy")
+    assert np.array_equal(served, np.asarray(rows[0]["image"].convert("RGB")))
+    assert (served.shape == (24, 40, 3)) == (orientation == 1)
 
 
-@pytest.mark.parametrize(
-    ("of_config", "limit"),
-    [({"type_vocab_size": 2}, 2), ({"type_vocab_size": 0}, 2), ({}, 2), ({"type_vocab_size": 1}, 1)],
-)
-def test_segments_are_taken_as_tokenizers_give_them_where_the_network_looks_at_none(
-    of_config: dict[str, int], limit: int
-) -> None:
-    sample = {"token_type_ids": np.zeros((1, 8), dtype=np.int64)}
-    assert _limits(SimpleNamespace(vocab_size=100, **of_config), sample) == {"token_type_ids": limit}
+def test_segments_are_taken_as_tokenizers_give_them_where_the_network_looks_at_none() -> None:
+    configs = [{"type_vocab_size": 2}, {"type_vocab_size": 0}, {}, {"type_vocab_size": 1}]
+    found = json.loads(run(LIMITS, json.dumps(configs)))
+    assert [limits["token_type_ids"] for limits in found] == [2, 2, 2, 1]
