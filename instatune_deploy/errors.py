@@ -22,7 +22,8 @@ InstatuneError                    exit code 1
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class InstatuneError(Exception):
@@ -85,9 +86,13 @@ class MissingExtraError(UsageError):
 
 
 class InfeasibleBudgetError(InstatuneError):
-    """No candidate meets the budget."""
+    """No candidate meets the budget; `met` are the `Selection`s for other budgets, where a run had several."""
 
     exit_code = 3
+
+    def __init__(self, text: str, met: Sequence[Any] = ()) -> None:
+        super().__init__(text)
+        self.met = tuple(met)
 
 
 class MeasurementError(InstatuneError):

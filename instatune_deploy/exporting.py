@@ -104,7 +104,7 @@ def full_artifact(job: Job, target: Target, front: ParetoFront) -> tuple[Artifac
     """
     percentile = job.recipe.percentile
     stage, path = f"full-{target.name}", job.workspace.path("artifacts", target.name, "full")
-    key = content_key(job.supernet_key, front.to_list(), percentile, job.inputs_key)
+    key = content_key(job.supernet_key, front.to_list(), percentile, job.confirmed_by)
     if job.workspace.is_done(stage, key):
         artifact = open_artifact(path)
         if artifact.manifest.measured is not None:

@@ -20,10 +20,17 @@ from instatune_deploy.elastic.probing import longest_text
 from instatune_deploy.elastic.subnetwork import check_space
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.training import check_report_to
-from instatune_deploy.errors import CheckpointError, RecipeError, TableError, did_you_mean
+from instatune_deploy.errors import (
+    CheckpointError,
+    RecipeError,
+    TableError,
+    TargetError,
+    UnknownNameError,
+    did_you_mean,
+)
 from instatune_deploy.executor import LOCAL, Executor
 from instatune_deploy.profiling import Prober, target_tables
-from instatune_deploy.searching import Fronts
+from instatune_deploy.searching import Fronts, evaluations_key
 from instatune_deploy.stages.evaluate import Evaluator
 from instatune_deploy.stages.finetune import fine_tuned, finetune, teacher_key
 from instatune_deploy.stages.propose import propose_space
@@ -80,6 +87,8 @@ class Job:
         """
         self.workspace.check_free()
         targets = [self.target(name) for name in self.recipe.targets]
+        if len({target.name for target in targets}) < len(targets):
+            raise RecipeError(f"targets: {', '.join(self.recipe.targets)} are not all different targets")
         check_reads(self.recipe.model, self.config, self.recipe.task)
         check_space(self.named_space, self.config)
         if self.named_space.size < 2:
@@ -174,20 +183,25 @@ class Job:
         found, recipe = self.inputs, self.recipe
         bytes_of = [value for name, value in found.items() if name.startswith("content of ")]
         versions = {name: found[name] for name in ("torch", "transformers")}
-        return content_key(
-            bytes_of, found["data"], recipe.task, recipe.metric, recipe.reset_head, recipe.seed, versions
-        )
+        return content_key(bytes_of, found["data"], recipe.task, recipe.reset_head, recipe.seed, versions)
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
-        """The model, the data and whatever else training depends on beside its settings, by name; a hash of the content
-        stands for what lies on this machine."""
+        """The model, the training rows and whatever else training depends on beside its settings, by name; a hash of the
+        content stands for what lies on this machine."""
         recipe = self.recipe
-        contents = {f"content of {name}": content for name, content in self.contents.items()}
-        rows = recipe.data.model_dump(exclude={"train", "report"})
+        contents = {f"content of {name}": key for name, key in self.contents.items() if name != "data.report"}
+        # Rows for the report are carved from the training rows where they have no source of their own.
+        apart = {"train", "report"} if recipe.data.report is None else {"train", "report", "report_rows"}
         versions = {name: runtime_versions()[name] for name in ("torch", "transformers")}
-        own = {name: getattr(recipe, name) for name in ("task", "metric", "reset_head", "seed")}
-        return {**contents, "data": rows, **own, **versions}
+        own = {name: getattr(recipe, name) for name in ("task", "reset_head", "seed")}
+        return {**contents, "data": recipe.data.model_dump(exclude=apart), **own, **versions}
+
+    @cached_property
+    def confirmed_by(self) -> dict[str, Any]:
+        """As `inputs`, with what decides on a measured metric alone: by changing it nothing is trained anew."""
+        report = {f"content of {name}": key for name, key in self.contents.items() if name == "data.report"}
+        return {**self.inputs, **report, "metric": self.recipe.metric}
 
     @cached_property
     def contents(self) -> dict[str, str]:
@@ -269,9 +283,9 @@ class Job:
 
     @cached_property
     def evaluator(self) -> Evaluator:
-        """Measures sub-networks on the search split; evaluations of another super-network are put aside."""
+        """Measures sub-networks on the search split; evaluations of another super-network or metric are put aside."""
         path = self.workspace.path("evaluations.jsonl")
-        key = self.supernet_key
+        key = evaluations_key(self.supernet_key, self.recipe)
         if not self.workspace.is_done("evaluations", key):
             if path.exists():
                 path.replace(path.with_suffix(".old.jsonl"))
@@ -326,7 +340,7 @@ class Job:
                 found[target.name] = kept
         asked = {target.name: target for target in targets}
         missing = [name for name in asked if name not in found]
-        groups = fronts.groups(missing) if evaluate else [missing]
+        groups = fronts.groups(missing, self._is_servable) if evaluate else [missing]
         for group in groups if missing else []:
             members = [asked[name] if name in asked else self.target(name) for name in group]
             goals = [fronts.goal(self.tables(member), elsewhere) for member in members]
@@ -337,6 +351,13 @@ class Job:
             self._sites |= usable
             found |= fronts.search(goals, self.evaluator, self.deployed_evaluator, list(usable), evaluate=evaluate)
         return {target.name: found[target.name] for target in targets}
+
+    def _is_servable(self, name: str) -> bool:
+        try:
+            self.target(name)
+        except (UnknownNameError, TargetError):  # there is none of that name any more, or its site cannot serve it
+            return False
+        return True
 
     def _elsewhere(self, places: Sequence[str]) -> dict[str, LatencyTable]:
         """The tables of places, each a ``target:deployment``.
@@ -366,7 +387,13 @@ class Job:
         recipe = self.recipe
         tuned = recipe.tune_epochs or 0  # the default is 0, which is 0.0 once the run's own recipe was read
         return content_key(
-            self.supernet_key, front.to_list(), budget.text, recipe.percentile, self.inputs_key, recipe.max_drop, tuned
+            self.supernet_key,
+            front.to_list(),
+            budget.text,
+            recipe.percentile,
+            self.confirmed_by,
+            recipe.max_drop,
+            tuned,
         )
 
     def selection_parts(self, front: ParetoFront, budget: Budget) -> dict[str, Any]:
@@ -375,5 +402,5 @@ class Job:
         own = {name: getattr(recipe, name) for name in ("percentile", "max_drop", "tune_epochs")}
         return {
             "content of the super-network": self.supernet_key, "content of the front": content_key(front.to_list()),
-            "budget": budget.text, **own, **self.inputs,
+            "budget": budget.text, **own, **self.confirmed_by,
         }  # fmt: skip

@@ -52,7 +52,7 @@ def run(
         planned: is told the stages before the first begins.
 
     Raises:
-        InfeasibleBudgetError: no candidate meets a budget; what was made stays.
+        InfeasibleBudgetError: no candidate meets a budget; what was made stays, and it has the selections for others.
         InstatuneError: anything else that is wrong; see `errors`.
     """
     if process_count() > 1:
@@ -64,20 +64,28 @@ def run(
         planned(job, steps)
     stages = _Stages(steps, report)
     with workspace.locked():
-        selections = []
+        selections, unmet = list[Selection](), list[str]()
         targets = {name: job.target(name) for name in recipe.targets}
         stages.begin("teacher", "space", "super-network")
         job.supernet  # noqa: B018  makes it
-        for name, target in targets.items():
-            stages.begin("table", target=name)
+        for target in targets.values():
+            stages.begin("table", target=target.name)
             job.tables(target)
         stages.begin("front")
         fronts = job.search(list(targets.values()))
         for name, budgets in recipe.targets.items():
-            stages.begin("selection", target=name)
-            wanted = [Budget.parse(budget, metric=recipe.metric) for budget in budgets]
-            selections += [select(job, targets[name], fronts[name], budget) for budget in wanted]
+            target = targets[name]
+            stages.begin("selection", target=target.name)
+            for budget in (Budget.parse(text, metric=recipe.metric) for text in budgets):
+                try:
+                    selections.append(select(job, target, fronts[target.name], budget))
+                except InfeasibleBudgetError as error:
+                    unmet.append(f"{target.name}, {budget.text}: {error}")
+                    report(unmet[-1])
         write_json(workspace.path("result.json"), [selection.to_dict() for selection in selections])
+    if unmet:
+        budgets_met = f"{len(selections)} of {len(selections) + len(unmet)} budgets are met"
+        raise InfeasibleBudgetError(f"{budgets_met}; not {'; nor '.join(unmet)}", selections)
     return selections
 
 
@@ -102,7 +110,9 @@ def _begin(recipe: Recipe, workspace: Workspace, report: Report, executor: Execu
             report(f"plan: {step}")
         workspace.begin()
         with workspace.locked():
-            write_text(workspace.path(RECIPE_FILE), yaml.safe_dump(recipe.model_dump(), sort_keys=False))
+            # Elsewhere a path that is relative to this directory would name nothing, or something else.
+            located = recipe.located().model_dump()
+            write_text(workspace.path(RECIPE_FILE), yaml.safe_dump(located, sort_keys=False))
     return job, steps
 
 
@@ -177,11 +187,11 @@ def _select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sel
         candidate, draft = choices[number], workspace.path(".drafts", f"{name}-{number}")
         try:
             attempt = try_candidate(job, target, candidate, budget, reference, draft)
-            miss, why = attempt.excess, f"measured {attempt.text}"
+            miss, why, costs = attempt.excess, f"measured {attempt.text}", attempt.costs
         except PrecisionLossError as error:
-            miss, why = math.inf, str(error)
+            miss, why, costs = math.inf, str(error), False
             job.report(f"{candidate.architecture} on {candidate.deployment.name}: {error}")
-        turns.tell(number, does=miss <= 0)
+        turns.tell(number, does=miss <= 0, costs=costs)
         if miss <= 0:
             best = attempt
         else:
@@ -221,13 +231,15 @@ def _select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sel
 @dataclass(frozen=True)
 class Attempt:
     """An exported candidate held against a budget: what was measured of it and, in the same rounds, of the full network
-    (`beside_ms`), by what share it misses the limit it misses most (`excess`), and all that in words (`text`)."""
+    (`beside_ms`), by what share it misses the limit it misses most (`excess`), whether it misses limits on costs alone
+    (`costs`), and all that in words (`text`)."""
 
     artifact: Artifact
     measured: Measured
     beside_ms: float
     limit_ms: float | None
     excess: float
+    costs: bool
     text: str
 
 
@@ -253,5 +265,7 @@ def try_candidate(
         f"{candidate.architecture} on {deployment.name}"
     )
     limit_ms = next((bound.number for bound in bounds if bound.objective.kind == "latency"), None)
-    worst = max(bound.excess(value) for bound, value in zip(bounds, values, strict=True))
-    return Attempt(artifact, measured, beside_ms, limit_ms, worst, text)
+    excesses = [bound.excess(value) for bound, value in zip(bounds, values, strict=True)]
+    missed_kinds = {b.objective.kind for b, excess in zip(bounds, excesses, strict=True) if excess > 0}
+    costs = bool(missed_kinds) and "metric" not in missed_kinds
+    return Attempt(artifact, measured, beside_ms, limit_ms, max(excesses), costs, text)

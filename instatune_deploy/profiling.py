@@ -36,6 +36,8 @@ from instatune_deploy.values.target import Target, find_target
 from instatune_deploy.workspace import data_directories, write_bytes, write_text
 
 Report = Callable[[str], None]
+#: Seconds of measuring for which each network is loaded anew once.
+SESSION_S = 10.0
 
 
 class Prober:
@@ -76,7 +78,10 @@ class Prober:
 
     def plan(self, settings: ProfileSection, *, seed: int) -> Plan:
         """What is measured for a table."""
-        timing = TimingSettings(seconds=settings.seconds, wait_s=settings.wait_seconds)
+        # Loading takes as long however long is measured: a short look at each network has fewer sessions.
+        most = TimingSettings.sessions
+        sessions = max(2, min(most, round(settings.seconds / SESSION_S)))
+        timing = TimingSettings(seconds=settings.seconds, wait_s=settings.wait_seconds, sessions=sessions)
         return plan(
             self.space, heldout=settings.heldout, seed=seed, settings=timing, spare_probes=settings.spare_probes
         )

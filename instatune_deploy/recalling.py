@@ -15,6 +15,7 @@ from instatune_deploy.values.budget import Budget
 from instatune_deploy.values.hashing import content_key, sha256_file
 from instatune_deploy.values.recipe import Recipe, read_recipe
 from instatune_deploy.values.selection import Selection, selection_name
+from instatune_deploy.values.target import Target
 from instatune_deploy.workspace import (
     RECORDS,
     Workspace,
@@ -44,8 +45,8 @@ def run_recipe(directory: Path) -> Recipe:
     return read_recipe(directory / RECIPE_FILE)
 
 
-def recall(workspace: Workspace, recipe: Recipe, target: str, budget: Budget) -> Selection | None:
-    """What `pipeline.select` would give for `budget` on the target called `target` without doing anything, if `remember`
+def recall(workspace: Workspace, recipe: Recipe, target: Target, budget: Budget) -> Selection | None:
+    """What `pipeline.select` would give for `budget` on `target` without doing anything, if `remember`
     saw that and nothing has changed since; else None.
 
     Args:
@@ -54,7 +55,7 @@ def recall(workspace: Workspace, recipe: Recipe, target: str, budget: Budget) ->
     Raises:
         UsageError: another process works on the run.
     """
-    name = selection_name(target, recipe.percentile, budget)
+    name = selection_name(target.name, recipe.percentile, budget)
     path = _path(workspace, name)
     if not path.is_file():
         return None
@@ -70,9 +71,9 @@ def recall(workspace: Workspace, recipe: Recipe, target: str, budget: Budget) ->
             return None
 
 
-def remember(workspace: Workspace, recipe: Recipe, target: str, budget: Budget) -> None:
+def remember(workspace: Workspace, recipe: Recipe, target: Target, budget: Budget) -> None:
     """Note on what grounds the selection for `budget` on `target`, which was just made or reused, stands; see `recall`."""
-    name = selection_name(target, recipe.percentile, budget)
+    name = selection_name(target.name, recipe.percentile, budget)
     write_json(_path(workspace, name), {"grounds": _grounds(workspace, recipe, target, name)})
 
 
@@ -80,12 +81,12 @@ def _path(workspace: Workspace, name: str) -> Path:
     return workspace.path(".recalled", f"{name}.json")
 
 
-def _grounds(workspace: Workspace, recipe: Recipe, target: str, name: str) -> str:
+def _grounds(workspace: Workspace, recipe: Recipe, target: Target, name: str) -> str:
     """A hash of everything that `pipeline.select` goes by: the recipe, the model and the data, targets and tables wherever
     they are looked for, what the run has made, the machine and the versions installed."""
     machine = {key: value for key, value in asdict(detect()).items() if key != "load_1min"}
     return content_key(
-        recipe.model_dump(), target, source_keys(recipe.sources),
+        recipe.model_dump(), repr(target), source_keys(recipe.sources),
         *(_files(directory, "*.yaml") for directory in data_directories("targets")),
         *(_files(directory, "**/*.json") for directory in data_directories("latency_tables")),
         *(tree_key(path) for part in _PARTS if (path := workspace.path(part)).is_dir()),

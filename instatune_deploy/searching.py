@@ -23,8 +23,14 @@ from instatune_deploy.values.space import SearchSpace
 from instatune_deploy.values.steadying import steadied
 from instatune_deploy.workspace import Workspace, read_json, write_json
 
-#: Says which targets' search evaluates; written before it does, so that one that was stopped is resumed as it was.
+#: Says which targets' search evaluates, and whether it is done; written before it begins, so that one that was stopped is
+#: resumed as it was.
 OWNER_FILE = "searched_by.json"
+
+
+def evaluations_key(supernet_key: str, recipe: Recipe) -> str:
+    """What decides whether evaluations count."""
+    return content_key(supernet_key, recipe.metric)
 
 
 class Fronts:
@@ -58,18 +64,24 @@ class Fronts:
         self.report(f"front of {goal.costs.target}: reused, its super-network, tables and search are the same")
         return read_json(self._path(goal), ParetoFront.from_dict)
 
-    def groups(self, missing: Sequence[str]) -> list[list[str]]:
+    def groups(self, missing: Sequence[str], servable: Callable[[str], bool]) -> list[list[str]]:
         """The searches to make now, each for the targets named, where those of `missing` are wanted.
 
-        One that belongs to the search that evaluates brings the others of it along: together they decide what is
-        evaluated, also where a run was stopped after some of their fronts were kept.
+        The first search of a super-network evaluates, once it is done no other does. One that was stopped, or found that
+        nothing keeps its limits, is gone on with where its targets are wanted by the same objectives and limits; any other
+        search takes its place. It brings all of its targets along: together they decide what is evaluated, also where a
+        run was stopped after some of their fronts were kept.
+
+        Args:
+            servable: whether a target can be measured here.
         """
         owner = self.owner()
-        if owner is None:
-            write_json(self.workspace.path(OWNER_FILE), self._claim(missing))
+        same = owner is not None and _claimed(owner) == self._claim(owner["targets"])
+        owned: list[str] = owner["targets"] if owner is not None and same else []
+        first = owned if set(owned) & set(missing) and all(map(servable, owned)) else []
+        if not first and (owner is None or not owner["done"]):
+            self._own(self._claim(missing), done=False)
             return [list(missing)]
-        owned: list[str] = owner["targets"] if owner == self._claim(owner["targets"]) else []
-        first = owned if set(owned) & set(missing) else []
         return [names for names in (first, [name for name in missing if name not in first]) if names]
 
     def search(
@@ -89,7 +101,8 @@ class Fronts:
             evaluate: whether networks may be evaluated, where it is these goals' search that does so.
         """
         names = [goal.costs.target for goal in goals]
-        evaluates = evaluate and self.owner() == self._claim(names)
+        owner, claim = self.owner(), self._claim(names)
+        evaluates = evaluate and owner is not None and _claimed(owner) == claim
         chosen = self.recipe.search.model_dump(exclude={"objectives", "limits"})
         found = search(
             self.space, goals, evaluate=(lambda wanted: evaluator(wanted, report=self.report)) if evaluates else None,
@@ -106,6 +119,8 @@ class Fronts:
             self.workspace.mark_done(
                 self._stage(goal), self._key(goal), [self._path(goal)], made_from=self._parts(goal)
             )
+        if evaluates:
+            self._own(claim, done=True)
         return dict(zip(names, found.fronts, strict=True))
 
     # -- what fronts follow from ----------------------------------------------------------------------------------
@@ -119,8 +134,9 @@ class Fronts:
     def _key(self, goal: Goal) -> str:
         tables = [table.to_json() for table in (*goal.costs.tables, *goal.costs.elsewhere.values())]
         return content_key(
-            self.supernet_key, self.recipe.search.model_dump(), tables, self.recipe.percentile, self.recipe.seed
-        )
+            evaluations_key(self.supernet_key, self.recipe), self.recipe.search.model_dump(), tables,
+            self.recipe.percentile, self.recipe.seed,
+        )  # fmt: skip
 
     def _parts(self, goal: Goal) -> dict[str, Any]:
         """What `_key` is the hash of, by name."""
@@ -129,7 +145,7 @@ class Fronts:
         return {
             "content of the super-network": self.supernet_key, "search": self.recipe.search.model_dump(),
             **{f"content of the table of {name}": key for name, key in {**tables, **elsewhere}.items()},
-            "percentile": self.recipe.percentile, "seed": self.recipe.seed,
+            **{name: getattr(self.recipe, name) for name in ("metric", "percentile", "seed")},
         }  # fmt: skip
 
     def holds(self, goal: Goal) -> bool:
@@ -143,14 +159,19 @@ class Fronts:
     def _claim(self, targets: Sequence[str]) -> dict[str, Any]:
         wanted = {"objectives": [str(o) for o in self.objectives], "limits": [str(limit) for limit in self.limits]}
         return {
-            "supernet": self.supernet_key, "targets": sorted(targets), "percentile": self.recipe.percentile, **wanted
+            "supernet": self.supernet_key, "metric": self.recipe.metric, "targets": sorted(targets),
+            "percentile": self.recipe.percentile, **wanted,
         }  # fmt: skip
 
+    def _own(self, claim: Mapping[str, Any], *, done: bool) -> None:
+        write_json(self.workspace.path(OWNER_FILE), {**claim, "done": done})
+
     def owner(self) -> dict[str, Any] | None:
-        """Whose search evaluates this super-network; None: nobody's yet."""
+        """Whose search evaluates this super-network by this metric, and whether it is done; None: nobody's yet."""
         path = self.workspace.path(OWNER_FILE)
-        owner = read_json(path, lambda found: found) if path.exists() else None
-        return owner if isinstance(owner, dict) and owner["supernet"] == self.supernet_key else None
+        owner = read_json(path, _read_owner) if path.exists() else None
+        same = owner is not None and (owner["supernet"], owner["metric"]) == (self.supernet_key, self.recipe.metric)
+        return owner if same else None
 
     # -- predictor ------------------------------------------------------------------------------------------------
 
@@ -179,6 +200,17 @@ class Fronts:
         self.report(
             f"search round {found.round}: {found.evaluated} evaluated, hypervolume {found.hypervolume:.4f}{tau}"
         )
+
+
+def _read_owner(found: Any) -> dict[str, Any] | None:
+    """What stands in `OWNER_FILE`; None: not what this version writes there."""
+    keys = {"supernet", "metric", "targets", "done"}
+    return found if isinstance(found, dict) and keys <= found.keys() else None
+
+
+def _claimed(owner: Mapping[str, Any]) -> dict[str, Any]:
+    """What an owner claims, whether its search is done or not."""
+    return {key: value for key, value in owner.items() if key != "done"}
 
 
 def read_front(workspace: Workspace, recipe: Recipe, target: str) -> ParetoFront:

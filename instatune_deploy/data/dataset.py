@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset, load
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from instatune_deploy.data.heads import get_head
-from instatune_deploy.data.heads.base import Head
+from instatune_deploy.data.heads.base import Head, element_of
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.errors import DatasetError
 from instatune_deploy.values.recipe import DataSection, Task
@@ -113,7 +113,7 @@ def open_report_split(data: DataSection, task: Task, processor: Processor, *, se
     trained = rows = _read(data.train, data, head)
     classes = head.classes(rows, data)
     if data.report is not None:
-        rows = _named_alike(_read(data.report, data, head), trained, data.label, classes)
+        rows = _named_alike(_read(data.report, data, head), trained, head.columns(data)[-1], classes)
     else:
         _held_rows(data, len(rows))
         rows = _shuffled(rows, data, seed).select(range(len(rows) - data.report_rows, len(rows)))
@@ -121,18 +121,27 @@ def open_report_split(data: DataSection, task: Task, processor: Processor, *, se
 
 
 def _named_alike(rows: Dataset, trained: Dataset, column: str, classes: tuple[str, ...]) -> Dataset:
-    """`rows` with the names of their classes where their numbers would mean others than in the training rows."""
-    feature, before = rows.features.get(column), trained.features.get(column)
+    """`rows` with the names of their classes, or tags, where their numbers would mean others than in the training rows."""
+    feature, before = (
+        element_of(found) or found for found in (rows.features.get(column), trained.features.get(column))
+    )
     if isinstance(feature, ClassLabel):
         if tuple(feature.names) == classes or not {*feature.names} & {*classes}:
             return rows
-        names = [None if number is None or number < 0 else feature.names[number] for number in rows[column]]
+
+        def name_of(value: Any) -> str | None:
+            return None if value is None or value < 0 else feature.names[value]
     elif (
         isinstance(feature, Value) and isinstance(before, Value) and "int" in feature.dtype and "string" in before.dtype
     ):
-        names = [None if value is None else str(value) for value in rows[column]]
+
+        def name_of(value: Any) -> str | None:
+            return None if value is None else str(value)
     else:
         return rows
+    names = [
+        [name_of(one) for one in value] if isinstance(value, list) else name_of(value) for value in rows[column]
+    ]  # fmt: skip
     return rows.remove_columns(column).add_column(column, names)
 
 

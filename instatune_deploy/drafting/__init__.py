@@ -162,7 +162,7 @@ def _report_split(
     Of a report split nothing but the labels is looked at, and only whether they are there.
     """
     passed_over = []
-    head = get_head(columns.task)
+    head, numbers = get_head(columns.task), columns.task == "text-regression"  # where -1 says nothing of a label
     for candidate in candidates:
         try:
             rows = read_rows(candidate)
@@ -173,7 +173,7 @@ def _report_split(
         label = columns.names.get("label")
         if missing:
             passed_over.append(f"{candidate}: has no column {missing[0]!r}")
-        elif label is not None and any(value is None or value == -1 for value in rows[label]):
+        elif label is not None and any(value is None or (value == -1 and not numbers) for value in rows[label]):
             passed_over.append(f"{candidate}: has rows without a label")
         else:
             return candidate, len(rows), passed_over

@@ -80,7 +80,12 @@ def _says(key: str, value: Any, why: str = "", indent: int = 0) -> str:
         yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("\n...\n").strip()
     )
     line = f"{' ' * indent}{key}: {text}"
-    return f"{line:40}  # {why}" if why else line
+    return f"{line:40}  # {_in_a_line(why)}" if why else line
+
+
+def _in_a_line(text: str) -> str:
+    """What a comment can hold: names of classes and files may have line ends."""
+    return " ".join(text.split())
 
 
 def _model(draft: Draft, folder: Path) -> list[str]:
@@ -99,7 +104,7 @@ def _model(draft: Draft, folder: Path) -> list[str]:
 
 def _data(draft: Draft, folder: Path) -> list[str]:
     lines = ["data:", _says("train", _located(draft.train, folder), f"{draft.rows:,} rows", 2)]
-    lines += [f"  # passed over as report split: {line}" for line in draft.passed_over]
+    lines += [f"  # passed over as report split: {_in_a_line(line)}" for line in draft.passed_over]
     if draft.report is not None:
         what = f"{draft.report_rows:,} rows that only the confirmation reads"
         lines.append(_says("report", _located(draft.report, folder), what, 2))

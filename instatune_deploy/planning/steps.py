@@ -9,7 +9,7 @@ from typing import Any, Literal
 from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.job import Job
 from instatune_deploy.profiling import look_up
-from instatune_deploy.searching import Fronts
+from instatune_deploy.searching import Fronts, evaluations_key
 from instatune_deploy.stages.finetune import supernet_key, supernet_parts, teacher_key, teacher_parts
 from instatune_deploy.stages.propose import proposal_key, proposal_parts
 from instatune_deploy.values.budget import Budget
@@ -59,8 +59,8 @@ def plan_steps(job: Job) -> list[Step]:
     teacher = _teacher(job, network, space[0])
     steps = [step for step in (teacher, space[0], network) if step is not None]
     after = _AfterTraining(job, network, space[1])
-    targets = [job.target(name) for name in job.recipe.targets]
-    return [*steps, *(step for target in targets for step in after.steps(target))]
+    targets = [(job.target(name), budgets) for name, budgets in job.recipe.targets.items()]
+    return [*steps, *(step for target, budgets in targets for step in after.steps(target, budgets))]
 
 
 def _space(job: Job) -> tuple[Step | None, SearchSpace | None]:
@@ -147,14 +147,14 @@ class _AfterTraining:
         if trained:
             self.fronts = Fronts(job.recipe, job.workspace, _say_nothing, job.supernet_key, self.space, self.shape)
 
-    def steps(self, target: Target) -> list[Step]:
-        """Those of `target`: its tables, its front, its selections."""
+    def steps(self, target: Target, budgets: Sequence[str | float]) -> list[Step]:
+        """Those of `target`: its tables, its front, its selections for `budgets`."""
         steps, tables = self._tables(target)
         search, front = self._front(target, tables)
         return [
             *steps,
             search,
-            *(self._selection(target, text, front) for text in self.job.recipe.targets[target.name]),
+            *(self._selection(target, text, front) for text in budgets),
         ]
 
     def _tables(self, target: Target) -> tuple[list[Step], list[LatencyTable] | None]:
@@ -218,7 +218,7 @@ class _AfterTraining:
     def _evaluated(self) -> int:
         """Sub-networks of this super-network whose metric in fp32 is known."""
         path = self.job.workspace.path("evaluations.jsonl")
-        if not self.job.workspace.is_done("evaluations", self.job.supernet_key):
+        if not self.job.workspace.is_done("evaluations", evaluations_key(self.job.supernet_key, self.job.recipe)):
             return 0
         return sum(found.precision == "fp32" for found in read_evaluations(path).values())
 

@@ -20,6 +20,7 @@ from instatune_deploy.values.manifest import MANIFEST_NAME, Manifest
 from instatune_deploy.values.recipe import Recipe, read_recipe
 from instatune_deploy.values.selection import Selection
 from instatune_deploy.values.space import Architecture, SearchSpace
+from instatune_deploy.values.target import is_file_name, read_target
 from instatune_deploy.workspace import StageRecord, Workspace, check_run
 
 Value = TypeVar("Value")
@@ -132,7 +133,8 @@ class RunRecord:
             lines.append("training curves: the release that made this run kept no log of its training")
         if not self.evaluations:
             lines.append("no sub-network was evaluated yet")
-        for target, budgets in self.recipe.targets.items():
+        for name, budgets in self.recipe.targets.items():
+            target = read_target(Path(name)).name if is_file_name(name) and Path(name).is_file() else name
             fronts = [found for found in self.fronts if found.target == target]
             if not fronts:
                 lines.append(f"the front of {target} was not searched yet")

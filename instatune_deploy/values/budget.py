@@ -86,6 +86,8 @@ class Limit:
         if share:
             return cls(Objective(kind, place), float(match[1]) / 100, "share")
         number = float(match[1]) * _UNITS[kind][unit]
+        if kind == "metric" and number > 1:
+            raise UsageError(f"budget {value!r}: no metric is above 1: a fraction is meant, such as 0.88")
         return cls(Objective("metric"), number, "loss") if kind == "loss" else cls(Objective(kind, place), number)
 
     def bound(self, full: float) -> Bound:
@@ -208,7 +210,8 @@ def nearest(candidates: Iterable[Candidate], bounds: Sequence[Bound], percentile
 
 
 def _predicted(candidate: Candidate, objective: Objective) -> str:
-    return shown(objective, abs(objective.value(candidate.predicted)))
+    value = objective.value(candidate.predicted)
+    return shown(objective, -value if objective.kind == "metric" else value)
 
 
 def shown(objective: Objective, value: float) -> str:

@@ -21,6 +21,7 @@ from instatune_deploy.values.faults import first_fault
 from instatune_deploy.values.hashing import content_key
 from instatune_deploy.values.objectives import DEFAULT, Objectives, parse_objectives
 from instatune_deploy.values.presets import AUTO
+from instatune_deploy.values.target import is_file_name
 
 Task = Literal[
     "text-classification", "text-regression", "token-classification", "question-answering", "image-classification",
@@ -390,6 +391,19 @@ class Recipe(Section):
     def sources(self) -> dict[str, str | None]:
         """Where the model and the data are, by the keys that say so: paths or names on a hub; None: the key says nothing."""
         return {"model": self.model, "data.train": self.data.train, "data.report": self.data.report}
+
+    def located(self) -> Recipe:
+        """This recipe, with paths of what lies on this machine that hold wherever it is read."""
+
+        def absolute(source: str) -> str:
+            return os.path.abspath(source) if os.path.exists(source) else source
+
+        rows = {key: absolute(path) for key in ("train", "report") if (path := getattr(self.data, key)) is not None}
+        targets = {
+            absolute(name) if is_file_name(name) else name: budgets for name, budgets in self.targets.items()
+        }  # fmt: skip
+        data = self.data.model_copy(update=rows)
+        return self.model_copy(update={"model": absolute(self.model), "data": data, "targets": targets})
 
     def changed(self, **changes: Any) -> Recipe:
         """This recipe, with those of the changes to its keys that are not None."""

@@ -99,6 +99,11 @@ def read_target(path: Path) -> Target:
     return target
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a target is named by its file's path."""
+    return name.endswith((".yaml", ".yml"))
+
+
 def find_target(name: str, directories: list[Path]) -> Target:
     """The target called `name`, or the file of that path, from the first of `directories` that has it.
 
@@ -106,12 +111,17 @@ def find_target(name: str, directories: list[Path]) -> Target:
         UnknownNameError: no directory has it; names the nearest.
         TargetError: its file does not validate.
     """
-    if name.endswith((".yaml", ".yml")):
+    if is_file_name(name):
         return read_target(Path(name))
     for directory in directories:
         path = directory / f"{name}.yaml"
         if path.is_file():
-            return read_target(path)
+            target = read_target(path)
+            if target.name != name:  # what is kept of it would be looked for under another name
+                raise TargetError(
+                    f"{path}: name: is {target.name!r}; the file of a target has its name, {target.name}.yaml"
+                )
+            return target
     raise UnknownNameError("target", name, {path.stem for d in directories for path in d.glob("*.yaml")})
 
 

@@ -7,8 +7,8 @@ class Turns:
     """Turns to try `count` choices, numbered from the most preferred.
 
     One by one from the first until one will do. By `halving`, for tries that cost minutes, where what is preferred less is
-    the likelier to do: each try is in the middle of what is open, and what it says holds for all on its side. Where none of
-    those tried will do, the rest follow from the last on.
+    the likelier to keep a limit on the metric: each try is in the middle of what is open, and what it says holds for all on
+    its side. Where none of those tried will do, the rest follow from the last on.
 
     Attributes:
         chosen: the most preferred choice that will do of those tried; None: none yet.
@@ -29,10 +29,13 @@ class Turns:
             return max(set(range(self._count)).difference(self.tried), default=None)
         return None
 
-    def tell(self, number: int, *, does: bool) -> None:
-        """Whether choice `number`, which was just tried, will do."""
+    def tell(self, number: int, *, does: bool, costs: bool = False) -> None:
+        """Whether choice `number`, which was just tried, will do; if not, whether by what it `costs`, of which what is
+        preferred less has more, rather than by its metric."""
         self.tried.append(number)
         if does:
             self.chosen = self._high = number
+        elif costs and self._halving:
+            self._high = min(self._high, number)
         else:
             self._low = max(self._low, number + 1)

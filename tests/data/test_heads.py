@@ -128,6 +128,23 @@ def test_tags_may_be_numbers_with_names_or_without(tmp_path: Path, model: str) -
         head.check_metric("entity_f1", numbered.labels.classes)
 
 
+def test_a_tag_of_the_report_rows_is_the_one_of_its_name(tmp_path: Path, model: str) -> None:
+    def typed(path: Path, names: list[str], rows: int) -> str:
+        features = Features({"tokens": Sequence(Value("string")), "tags": Sequence(ClassLabel(names=names))})
+        Dataset.from_dict(
+            {"tokens": [["good", "film", "bad"]] * rows, "tags": [[0, 1, 2]] * rows}, features
+        ).to_parquet(path)
+        return str(path)
+
+    data = DataSection(
+        train=typed(tmp_path / "train.parquet", ["O", "B-X", "B-Y"], 12), search_rows=2,
+        report=typed(tmp_path / "report.parquet", ["B-Y", "O", "B-X"], 2),
+    )  # fmt: skip
+    task: Task = "token-classification"
+    found = open_report_split(data, task, Processor(model, task, 16), seed=0)
+    assert [row[row != -100].tolist() for row in found.labels.rows] == [[2, 0, 1]] * 2
+
+
 def tag_logits(split: Split, tags: list[list[int]], padding: int) -> list[tuple[np.ndarray, list[np.ndarray]]]:
     """A batch of outputs that predict `tags` at the scored tokens, and something else elsewhere."""
     length = max(len(row) for row in split.labels.rows) + padding

@@ -119,10 +119,11 @@ def test_splits_that_datasets_wrote_without_labels_are_passed_over(init: Init) -
 def test_pairs_and_numbers_of_a_csv(init: Init) -> None:
     texts = sentences()["text"]
     Dataset.from_dict(
-        {"id": range(200), "sentence1": texts, "sentence2": texts[::-1], "score": [i / 200 for i in range(200)]}
+        {"id": range(200), "sentence1": texts, "sentence2": texts[::-1], "score": [i / 200 - 1 for i in range(200)]}
     ).to_csv("train.csv", index=False)
     found = init("train.csv", "--report", "train.csv")
     assert found["task"] == "text-regression"
+    assert found["data"]["report"] == "./train.csv"
     wanted = {"text": "sentence1", "text_pair": "sentence2", "label": "score"}
     assert {key: found["data"][key] for key in wanted} == wanted
 
@@ -131,7 +132,7 @@ def test_classes_by_name_in_json_lines_and_no_report_split(init: Init) -> None:
     rows = sentences()
     path = Path("reviews.jsonl")
     lines = [
-        json.dumps({"review_id": f"r{i}", "review": text, "verdict": ("bad", "good")[label]})
+        json.dumps({"review_id": f"r{i}", "review": text, "verdict": ("bad", "so\ngood: yes")[label]})
         for i, (text, label) in enumerate(zip(rows["text"], rows["label"], strict=True))
     ]
     path.write_text("\n".join(lines))
@@ -139,6 +140,7 @@ def test_classes_by_name_in_json_lines_and_no_report_split(init: Init) -> None:
     assert (found["data"]["text"], found["data"]["label"]) == ("review", "verdict")
     assert found["data"]["report_rows"] == 40
     assert "the label is the column of few different values" in found["text"]
+    assert "# 2 classes: bad, so good: yes" in found["text"]
 
 
 def test_words_and_tags(init: Init) -> None:

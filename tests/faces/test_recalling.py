@@ -16,7 +16,8 @@ from instatune_deploy import recalling
 from instatune_deploy.errors import UsageError
 from instatune_deploy.values.budget import Budget
 from instatune_deploy.values.selection import Selection
-from instatune_deploy.workspace import Workspace
+from instatune_deploy.values.target import find_target
+from instatune_deploy.workspace import Workspace, data_directories
 from tests.faces.conftest import CopyProject
 from tests.faces.test_imports import CODE, HEAVY
 from tests.helpers import call_command
@@ -35,7 +36,8 @@ class Selected:
         """What is said of that budget, in the project's directory."""
         recipe = recalling.run_recipe(self.run).model_copy(update=changes)
         budget = Budget.parse(self.budget, metric=recipe.metric)
-        return recalling.recall(Workspace(self.run), recipe, self.selection.target, budget)
+        target = find_target(self.selection.target, data_directories("targets"))
+        return recalling.recall(Workspace(self.run), recipe, target, budget)
 
 
 @pytest.fixture(scope="module")

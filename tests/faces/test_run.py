@@ -364,10 +364,64 @@ def test_a_plan_says_what_is_reused_and_why(project: Path, run: Path, monkeypatc
     assert trained["teacher"].startswith("reused")
     assert trained["super-network"].startswith("to do, finetune.epochs: 2.0 -> 3.0, finetune.alpha: ")
 
+    measured = planned(run, metric="f1", data={**recipe.data.model_dump(), "report": recipe.data.train})
+    assert measured["teacher"].startswith("reused")
+    assert measured["super-network"].startswith("reused")
+    assert measured["front"] == "to do, metric: accuracy -> f1"
+
     searched = planned(run, search={**recipe.search.model_dump(), "rounds": 3})
     assert searched["front"] == "to do, search.rounds: 2 -> 3; 16 of 20 sub-networks are evaluated already"
     assert searched["super-network"].startswith("reused")
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_another_metric_is_measured_anew_and_decides_without_training(project: Path, run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    recipe = yaml.safe_load((project / "recipe.yaml").read_text())
+    (project / "f1.yaml").write_text(yaml.safe_dump({**recipe, "metric": "f1"}))
+    trained = (copy / "supernet" / "model.safetensors").stat().st_mtime_ns
+    found = call(project, "run", "f1.yaml", "--out", str(copy), "--json")
+    assert found.code == 0, found.err
+    assert (copy / "supernet" / "model.safetensors").stat().st_mtime_ns == trained
+    lines = [json.loads(line) for line in (copy / "evaluations.jsonl").read_text().splitlines()]
+    assert {line["metric"] for line in lines} == {"f1"}
+    front = ParetoFront.from_dict(json.loads((copy / "fronts" / "cpu-test-p50.json").read_text()))
+    values = {c.predicted.metric for c in front.candidates}
+    before = ParetoFront.from_dict(json.loads((run / "fronts" / "cpu-test-p50.json").read_text()))
+    assert values.isdisjoint(c.predicted.metric for c in before.candidates)
+    artifact = copy / json.loads((copy / "result.json").read_text())[0]["artifact"]
+    assert json.loads((artifact / "instatune.json").read_text())["metric"] == "f1"
+
+
+def test_a_budget_that_nothing_keeps_does_not_stop_the_others(project: Path, run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    recipe = yaml.safe_load((project / "recipe.yaml").read_text())
+    (project / "three.yaml").write_text(yaml.safe_dump({**recipe, "targets": {"cpu-test": ["0.001ms", "90%", "1%"]}}))
+    found = call(project, "run", "three.yaml", "--out", str(copy), "--json")
+    assert found.code == 3
+    last = found.err.strip().splitlines()[-1]
+    assert "1 of 3 budgets are met; not cpu-test, 0.001ms: nothing is predicted to meet 0.001ms; nearest: " in last
+    assert "; nor cpu-test, 1%: " in last
+    assert [chosen["budget"] for chosen in found.json["selections"]] == ["90%"]
+    assert json.loads((copy / "result.json").read_text()) == found.json["selections"]
+
+
+def test_a_target_may_be_named_by_its_file(project: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    by_path = planned(run, targets={"targets/cpu-test.yaml": ["90%"]})
+    assert by_path["selection"].startswith("reused")
+    arguments = ("select", "--latency-budget", "90%", "--target", "targets/cpu-test.yaml", "--json")
+    first, again = (call(project, *arguments) for _ in range(2))
+    assert first.json["target"] == again.json["target"] == "cpu-test"
+    assert "super-network" not in again.err
+    recipe = yaml.safe_load((project / "recipe.yaml").read_text())
+    twice = {**recipe, "targets": {"cpu-test": ["90%"], "targets/cpu-test.yaml": ["80%"]}}
+    (project / "twice.yaml").write_text(yaml.safe_dump(twice))
+    found = call(project, "run", "twice.yaml")
+    assert found.code == 2
+    assert "targets: cpu-test, targets/cpu-test.yaml are not all different targets" in found.err
 
 
 def test_a_plan_knows_files_that_changed_or_went(

@@ -240,6 +240,7 @@ def test_weights_follow_what_predicts_and_stay_where_nothing_does() -> None:
     same = {"good": values, "bad": values}
     assert weigh(same, values, prior) == prior
     assert blend(same, prior) == pytest.approx(np.clip(values, 0, 1))
+    assert blend({"one": np.array([-0.3, -1.2, 1.1])}, {"one": 1.0}).tolist() == [-0.3, -1, 1]  # correlations
 
 
 def test_an_offset_is_judged_on_networks_it_has_not_seen() -> None:

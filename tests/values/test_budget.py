@@ -71,6 +71,7 @@ def test_the_order_of_a_budgets_parts_does_not_matter(parts: list[str]) -> None:
           ("", "0", "0ms", "ms", "8 s", "-1", "nan", "fast", "-3ms")),
         ("size<=30ms", "budget '30ms' is neither a size such as 30MB"),
         ("metric>=88%", "budget '88%' is neither a fraction such as 0.88"),
+        ("metric>=88", "budget '88': no metric is above 1: a fraction is meant, such as 0.88"),
         ("latncy<=8ms", "unknown limit 'latncy'; did you mean 'latency'"),
         ("latency>=8ms", "limit 'latency>=8ms' contradicts itself: latency is made small"),
         ("metric<=0.9", "contradicts itself: metric is made large"),

@@ -47,6 +47,21 @@ def test_paths_are_relative_to_the_recipe_and_other_names_stay(tmp_path: Path) -
     assert (hub.model, hub.data.train) == ("google/bert", "glue@sst2:train")
 
 
+def test_a_located_recipe_holds_wherever_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "box.yaml").touch()
+    recipe = Recipe.model_validate(
+        {
+            "model": "org/name", "task": "text-classification", "data": {"train": "rows", "report": "org/rows"},
+            "targets": {"box.yaml": ["50%"], "cpu-avx2": ["50%"]},
+        }
+    )  # fmt: skip
+    found = recipe.located()
+    assert (found.model, found.data.train, found.data.report) == ("org/name", str(tmp_path / "rows"), "org/rows")
+    assert list(found.targets) == [str(tmp_path / "box.yaml"), "cpu-avx2"]
+
+
 def test_a_recipe_round_trips(tmp_path: Path) -> None:
     recipe = read_recipe(write(tmp_path / "r.yaml", MINIMAL))
     assert read_recipe(write(tmp_path / "again.yaml", recipe.model_dump())) == recipe

@@ -56,6 +56,13 @@ def test_a_users_file_in_targets_comes_before_a_shipped_one_and_equals_it_by_pat
     assert find_target("cpu-avx2", [tmp_path, SHIPPED]) == find_target(str(mine), []) == read_target(mine)
 
 
+def test_a_file_found_by_name_describes_the_target_of_that_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(GOOD)
+    with pytest.raises(TargetError, match=r"mine\.yaml: name: is 't'; the file of a target has its name, t\.yaml"):
+        find_target("mine", [tmp_path])
+    assert find_target(str(tmp_path / "mine.yaml"), []).name == "t"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "field"),
     [

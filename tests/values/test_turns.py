@@ -39,3 +39,15 @@ def test_halving_finds_one_wherever_it_is_and_tries_nothing_twice(does: list[boo
     assert turns.chosen is None or does[turns.chosen]
     assert len(set(turns.tried)) == len(turns.tried)
     assert any(does) or len(turns.tried) == len(does)
+
+
+@given(st.integers(0, 60), st.integers(1, 60), st.integers(0, 60))
+def test_halving_finds_it_between_too_little_of_the_metric_and_too_much_of_a_cost(
+    worse: int, better: int, dearer: int
+) -> None:
+    count = worse + better + dearer
+    turns = Turns(count, halving=True)
+    while (number := turns.next()) is not None:
+        turns.tell(number, does=worse <= number < worse + better, costs=number >= worse + better)
+    assert turns.chosen == worse
+    assert len(turns.tried) <= math.ceil(math.log2(count + 1))

@@ -38,7 +38,7 @@ class Head(ABC):
 
     @abstractmethod
     def columns(self, data: DataSection) -> tuple[str, ...]:
-        """The columns that a source must have."""
+        """The columns that a source must have; the last holds the labels."""
 
     @abstractmethod
     def classes(self, rows: Dataset, data: DataSection) -> tuple[str, ...]:
@@ -131,6 +131,11 @@ def check_texts(name: str, rows: Dataset, *columns: str) -> None:
         for number, text in enumerate(values(rows, column)):
             if not isinstance(text, str):
                 raise DatasetError(f"{name} split, row {number}: {column} is {text!r}, not a text")
+
+
+def element_of(feature: Any) -> Any:
+    """The type of what the lists of a column hold; None: it holds no lists."""
+    return feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
 
 
 def class_names(feature: Any, given: Iterable[Any], where: str) -> tuple[str, ...]:

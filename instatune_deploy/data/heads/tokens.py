@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import DataCollatorForTokenClassification
 
 from instatune_deploy.data.columns import distinct_elements, values
-from instatune_deploy.data.heads.base import Head, Outputs, class_index, class_names
+from instatune_deploy.data.heads.base import Head, Outputs, class_index, class_names, element_of
 from instatune_deploy.data.metrics import check_entity_f1, entity_f1, mean_divergence, score
 from instatune_deploy.errors import DatasetError, RecipeError
 from instatune_deploy.values.recipe import DataSection
@@ -61,8 +61,7 @@ class TokenClassification(Head):
 
     def classes(self, rows: Dataset, data: DataSection) -> tuple[str, ...]:
         """See `Head.classes`."""
-        feature = rows.features[data.tags]
-        element = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+        element = element_of(rows.features[data.tags])
         where = f"{data.train}: column {data.tags!r}"
         if element is None:
             raise DatasetError(f"{where} holds no lists of tags")

@@ -21,6 +21,7 @@ from instatune_deploy.faces.cli.app import (
 if TYPE_CHECKING:
     from instatune_deploy.job import Job
     from instatune_deploy.planning.steps import Step
+    from instatune_deploy.values.selection import Selection
 
 ForeignTablesOption = Annotated[
     bool,
@@ -52,6 +53,7 @@ def run(
     directory = out or Path("runs") / checked.name
 
     from instatune_deploy import pipeline
+    from instatune_deploy.errors import InfeasibleBudgetError
     from instatune_deploy.faces.executors import executor_of
     from instatune_deploy.faces.tables import print_selections
     from instatune_deploy.job import Job
@@ -79,9 +81,16 @@ def run(
         lines(plan.lines[-1])
         lines.expect({found.step.name: found.seconds for found in plan.steps if found.step.state != "reused"})
 
-    selections = pipeline.run(checked, workspace, lines, planned=expect, executor=executor_of(ray, lines))
-    end_progress()
-    if as_json:
-        emit({"run": str(directory), "selections": [selection.to_dict() for selection in selections]})
-    else:
-        print_selections(selections, directory)
+    def show(selections: Sequence[Selection]) -> None:
+        end_progress()
+        if as_json:
+            emit({"run": str(directory), "selections": [selection.to_dict() for selection in selections]})
+        else:
+            print_selections(selections, directory)
+
+    try:
+        show(pipeline.run(checked, workspace, lines, planned=expect, executor=executor_of(ray, lines)))
+    except InfeasibleBudgetError as error:
+        if error.met:
+            show(error.met)
+        raise

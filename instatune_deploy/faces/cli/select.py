@@ -74,12 +74,14 @@ def select(
     from instatune_deploy import recalling
     from instatune_deploy.faces.tables import print_selections
     from instatune_deploy.values.selection import reused_line
-    from instatune_deploy.workspace import Workspace
+    from instatune_deploy.values.target import find_target
+    from instatune_deploy.workspace import Workspace, data_directories
 
     recipe, workspace = recalling.run_recipe(directory), Workspace(directory)
     asked = recipe.with_foreign_tables(foreign_tables).changed(percentile=percentile, tune_epochs=tune_epochs)
     wanted = Budget.parse(budget, metric=recipe.metric)
-    question = workspace, asked, target or next(iter(recipe.targets)), wanted
+    named = find_target(target or next(iter(recipe.targets)), data_directories("targets"))
+    question = workspace, asked, named, wanted
     selection = recalling.recall(*question) if ray is None else None
     if selection is not None:
         report(reused_line(selection.target, selection.percentile, wanted))

@@ -124,7 +124,7 @@ class AccuracyPredictor:
         return mean, np.sqrt(variance)
 
     def effect(self, architectures: Sequence[Architecture], predicted: np.ndarray, *, precision: str) -> np.ndarray:
-        """What `precision` adds to what is `predicted` in precision `reference`; the sum is a fraction, too.
+        """What `precision` adds to what is `predicted` in precision `reference`; the sum is within -1..1, too.
 
         Returns:
             Shape ``(n,)``.
@@ -132,7 +132,7 @@ class AccuracyPredictor:
         if precision == self.reference:
             return np.zeros_like(predicted)
         offsets = self.offsets[precision].linear.predict(self.features.sums(architectures))
-        return np.asarray(np.clip(predicted + offsets, 0.0, 1.0) - predicted)
+        return np.asarray(np.clip(predicted + offsets, -1.0, 1.0) - predicted)
 
     def save(self, directory: Path) -> None:
         """Write trees as LightGBM text, all else and the feature schema as `predictor.json` into `directory`."""

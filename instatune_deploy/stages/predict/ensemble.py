@@ -131,6 +131,6 @@ def weigh(predicted: Mapping[str, np.ndarray], values: np.ndarray, prior: Mappin
 
 
 def blend(predicted: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> np.ndarray:
-    """The weighted mean, within 0..1, shape ``(n,)``."""
+    """The weighted mean, within -1..1 as every metric is (correlations may be negative), shape ``(n,)``."""
     total = sum(weight * predicted[name] for name, weight in weights.items())
-    return np.clip(np.asarray(total), 0.0, 1.0)
+    return np.clip(np.asarray(total), -1.0, 1.0)
