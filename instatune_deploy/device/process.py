@@ -41,6 +41,22 @@ def thread_environment(deployment: Deployment) -> dict[str, str]:
     return {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(deployment.threads))}
 
 
+def module_environment(deployment: Deployment, package_root: Path) -> dict[str, str]:
+    """`thread_environment` for a process that imports this package from `package_root`."""
+    places = [str(package_root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**thread_environment(deployment), "PYTHONPATH": os.pathsep.join(places)}
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command that calls a module's ``main`` with `arguments`, and exits with what it returns.
+
+    Unlike ``python -m``, it imports nothing from the working directory, which is the user's and may hold a ``numpy.py``;
+    Python 3.10 has no option for that.
+    """
+    code = f"import sys; sys.path[:] = filter(None, sys.path); from {module} import main; sys.exit(main(*sys.argv[1:]))"
+    return [sys.executable, "-c", code, *arguments]
+
+
 def how_it_ended(returncode: int) -> str:
     """A failed process' exit code or signal in words."""
     return f"exit code {returncode}" if returncode > 0 else f"signal {-returncode}"
@@ -93,13 +109,11 @@ def run_worker(
         MeasurementError: it failed or took too long; what it measured stays.
     """
     (directory / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
-    environment = thread_environment(deployment)
-    environment["PYTHONPATH"] = os.pathsep.join([str(package_root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "instatune_deploy.device.worker", str(directory)]
+    command = module_command("instatune_deploy.device.worker", str(directory))
     try:
         done = subprocess.run(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=timeout_s,
-            check=False,
+            command, env=module_environment(deployment, package_root), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True, timeout=timeout_s, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise MeasurementError(f"measuring {deployment.name} took over {timeout_s:.0f} s and was stopped") from None

@@ -1,4 +1,4 @@
-"""The process that measures: ``python -m instatune_deploy.device.worker DIRECTORY``, started by `timing.measure`.
+"""The process that measures, started by `process.run_worker`.
 
 Reads ``spec.json`` and ``inputs.npz`` from the directory and appends every round to ``rounds.jsonl`` as soon as it is over; a
 later process goes on from there. Needs NumPy and the runtime, nothing else, so that it can run on a device without the
@@ -247,8 +247,9 @@ def work(directory: Path) -> None:
                 raise MeasurementError("the process that started this one is gone")
 
 
-def main(directory: Path) -> int:
-    """Work through the directory's spec; an expected failure is one line on stderr and exit code 1."""
+def main(place: str) -> int:
+    """Work through the spec of the directory `place`; an expected failure is one line on stderr and exit code 1."""
+    directory = Path(place)
     spec = json.loads((directory / "spec.json").read_text(encoding="utf-8"))
     if hasattr(os, "sched_setaffinity") and spec["cpus"]:
         os.sched_setaffinity(0, spec["cpus"])
@@ -258,7 +259,3 @@ def main(directory: Path) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

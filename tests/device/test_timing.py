@@ -251,3 +251,14 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(MeasurementError, match=r"onnxruntime cannot load .*model\.onnx") as caught:
         measure({"a": path}, INPUTS, Deployment("onnxruntime"))
     assert "\n" not in str(caught.value)
+def test_what_lies_in_the_working_directory_is_not_imported(
+    tiny_bert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("onnxruntime.py", "numpy.py", "instatune_deploy.py", "json.py"):
+        (tmp_path / name).write_text("raise RuntimeError('not a module of ours')\n")
+    monkeypatch.chdir(tmp_path)
+    inputs = {name: value.numpy() for name, value in tiny_bert.inputs(1, 16).items()}
+    settings = TimingSettings(seconds=0.1, visit_ms=1)
+    assert measure({"a": tiny_bert.onnx}, inputs, Deployment("onnxruntime"), settings=settings).rounds
+
+

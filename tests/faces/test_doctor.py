@@ -81,6 +81,16 @@ def test_a_library_that_takes_its_process_down_is_told_from_one_that_works(
     assert "it failed (signal 11)" in found[0].why
 
 
+def test_a_file_of_the_users_that_is_called_like_a_runtime_is_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("onnxruntime.py", "numpy.py"):
+        (tmp_path / name).write_text("raise RuntimeError('not a module of ours')\n")
+    monkeypatch.setattr("instatune_deploy.device.trial.TRIED", TRIED[:1])
+    monkeypatch.chdir(tmp_path)
+    assert [(trial.works, trial.why) for trial in try_runtimes()] == [(True, "")]
+
+
 def test_the_networks_are_what_both_runtimes_compute_alike(tmp_path: Path) -> None:
     write_blocks(tmp_path / "two.onnx", 2)
     (first,), (second,) = (
