@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from instatune_deploy.device.machine_facts import available_cpus
+from instatune_deploy.device.topology import pick_cpus, read_cores
 from instatune_deploy.errors import MeasurementError, TargetError
 from instatune_deploy.values.deployment import Deployment
 
@@ -22,7 +23,7 @@ _KEY_FILE = "key.json"
 
 
 def pinned_cpus(deployment: Deployment) -> list[int]:
-    """The CPUs that a measurement of `deployment` is pinned to; none where a device computes.
+    """The CPUs that a measurement of `deployment` is pinned to, see `pick_cpus`; none where a device computes.
 
     Raises:
         TargetError: this process may not use as many CPUs as the deployment has threads.
@@ -32,8 +33,7 @@ def pinned_cpus(deployment: Deployment) -> list[int]:
     cpus = available_cpus()
     if deployment.threads > len(cpus):
         raise TargetError(f"{deployment.name} needs {deployment.threads} CPUs, this process may use {len(cpus)}")
-    # CPU 0 takes most interrupts, so the highest-numbered ones.
-    return cpus[-deployment.threads :]
+    return pick_cpus(read_cores(cpus), deployment.threads)
 
 
 def thread_environment(deployment: Deployment) -> dict[str, str]:
