@@ -23,6 +23,7 @@ import numpy as np
 
 from instatune_deploy.device.labels import find_labels
 from instatune_deploy.device.load import CpuTimes, Load, available_memory_bytes, wait_until_calm
+from instatune_deploy.device.machine_facts import memory_bytes
 from instatune_deploy.device.process import ROUNDS_FILE
 from instatune_deploy.device.runtimes.base import Runtime, Session, get_runtime
 from instatune_deploy.device.samples import Samples
@@ -30,8 +31,9 @@ from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.errors import InstatuneError, MeasurementError
 from instatune_deploy.values.deployment import Deployment
 
-# Left free for everything else when sessions are kept: of all memory, and of the next session's file.
-_RESERVE_BYTES = 2e9
+# Left free for everything else when sessions are kept: of all memory, at most a share of it (machines and containers may be
+# small), and of the next session's file.
+_RESERVE_BYTES, _RESERVE_SHARE = 2e9, 0.25
 _MEMORY_A_FILE_BYTE = 3
 # Sessions on an accelerator are kept if their files are so small together that any accelerator holds them.
 _ACCELERATOR_BYTES = 2e9
@@ -116,7 +118,8 @@ class Bench:
             self.live.move_to_end(name)
             return self.live[name]
         path, start = self.models[name], time.perf_counter()
-        reserve = _RESERVE_BYTES + _MEMORY_A_FILE_BYTE * _file_bytes(path)
+        free = min(_RESERVE_BYTES, _RESERVE_SHARE * (memory_bytes() or math.inf))
+        reserve = free + _MEMORY_A_FILE_BYTE * _file_bytes(path)
         while self.live and not (self.keeps and available_memory_bytes() > reserve):
             self.live.popitem(last=False)[1].close()
         session = self.live[name] = self.runtime.load(path, self.deployment)
