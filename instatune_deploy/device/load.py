@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from instatune_deploy.device.control_groups import memory_left_bytes
+
 _STAT, _MEMINFO = Path("/proc/stat"), Path("/proc/meminfo")
 _CALM_LOOK_S = 0.5
 #: Of all CPUs: what others may use, and what the hypervisor may take, of a machine that counts as calm.
@@ -69,9 +71,10 @@ def wait_until_calm(limit_s: float) -> float:
 
 
 def available_memory_bytes() -> float:
-    """Memory that can be had without swapping; infinite where the system does not say."""
+    """Memory that can be had without swapping, within a container's limit; infinite where the system does not say."""
     try:
         lines = _MEMINFO.read_text(encoding="ascii").splitlines()
-        return 1024 * float(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+        machine = 1024 * float(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
     except (OSError, StopIteration, ValueError, IndexError):
-        return float("inf")
+        machine = float("inf")
+    return min(machine, memory_left_bytes())

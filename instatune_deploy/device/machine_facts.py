@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from instatune_deploy.device.control_groups import memory_limit_bytes
+from instatune_deploy.device.cpu_model import cpu_model
+from instatune_deploy.device.linux import text_of
 from instatune_deploy.errors import TargetError
 from instatune_deploy.values.deployment import Deployment
 
@@ -40,34 +43,33 @@ def available_cpus() -> list[int]:
 
 
 def machine_facts(accelerators: Iterable[str]) -> dict[str, Any]:
-    """The fields of `values.latency.Machine`, with the load there is now; memory in bytes, 0 where it cannot be told."""
-    fields = _read_cpuinfo()
-    # x86 says "flags" and "model name"; Arm says "Features" and often names no model.
-    flags = (fields.get("flags") or fields.get("features") or "").lower().split()
+    """The fields of `values.latency.Machine`, with the load there is now."""
+    cpuinfo, cpus = _read_cpuinfo(), available_cpus()
+    # x86 says "flags", Arm "Features".
+    texts = (block.get("flags") or block.get("features") for block in cpuinfo)
+    flags = next(filter(None, texts), "").lower().split()
     return {
-        "cpu_model": fields.get("model name") or platform.processor() or platform.machine() or "unknown",
+        "cpu_model": cpu_model(cpuinfo, cpus),
         "architecture": platform.machine(),
-        "logical_cpus": len(available_cpus()),
+        "logical_cpus": len(cpus),
         "instruction_sets": tuple(sorted({flag for flag in flags if _INSTRUCTION_SET.fullmatch(flag)})),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": memory_bytes(),
         "load_1min": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0,
         "accelerators": tuple(accelerators),
     }
 
 
-def _read_cpuinfo() -> dict[str, str]:
-    """Fields of the first CPU in /proc/cpuinfo, keys in lower case; empty where there is no such file."""
-    try:
-        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    pairs = (line.split(":", 1) for line in text.split("\n\n", 1)[0].splitlines() if ":" in line)
-    return {key.strip().lower(): value.strip() for key, value in pairs}
+def _read_cpuinfo() -> list[dict[str, str]]:
+    """The blocks of /proc/cpuinfo, one a logical CPU, keys in lower case; none where there is no such file."""
+    blocks = (text_of(CPUINFO) or "").split("\n\n")
+    pairs = [[line.split(":", 1) for line in block.splitlines() if ":" in line] for block in blocks]
+    return [{key.strip().lower(): value.strip() for key, value in fields} for fields in pairs if fields]
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
+    """Memory of this machine, or as much of it as a container was given; 0 where it cannot be told."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return int(min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit_bytes()))
     except (AttributeError, OSError, ValueError):  # no such names outside Unix
         return 0
 

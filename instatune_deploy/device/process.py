@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from instatune_deploy.device.machine_facts import available_cpus
+from instatune_deploy.device.topology import pick_cpus, read_cores
 from instatune_deploy.errors import MeasurementError, TargetError
 from instatune_deploy.values.deployment import Deployment
 
@@ -22,7 +23,7 @@ _KEY_FILE = "key.json"
 
 
 def pinned_cpus(deployment: Deployment) -> list[int]:
-    """The CPUs that a measurement of `deployment` is pinned to; none where a device computes.
+    """The CPUs that a measurement of `deployment` is pinned to, see `pick_cpus`; none where a device computes.
 
     Raises:
         TargetError: this process may not use as many CPUs as the deployment has threads.
@@ -32,13 +33,28 @@ def pinned_cpus(deployment: Deployment) -> list[int]:
     cpus = available_cpus()
     if deployment.threads > len(cpus):
         raise TargetError(f"{deployment.name} needs {deployment.threads} CPUs, this process may use {len(cpus)}")
-    # CPU 0 takes most interrupts, so the highest-numbered ones.
-    return cpus[-deployment.threads :]
+    return pick_cpus(read_cores(cpus), deployment.threads)
 
 
 def thread_environment(deployment: Deployment) -> dict[str, str]:
     """This process' environment with as many threads as the deployment has, for libraries that read it when they load."""
     return {**os.environ, **dict.fromkeys(_THREAD_VARIABLES, str(deployment.threads))}
+
+
+def module_environment(deployment: Deployment, package_root: Path) -> dict[str, str]:
+    """`thread_environment` for a process that imports this package from `package_root`."""
+    places = [str(package_root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**thread_environment(deployment), "PYTHONPATH": os.pathsep.join(places)}
+
+
+def module_command(module: str, *arguments: str) -> list[str]:
+    """The command that calls a module's ``main`` with `arguments`, and exits with what it returns.
+
+    Unlike ``python -m``, it imports nothing from the working directory, which is the user's and may hold a ``numpy.py``;
+    Python 3.10 has no option for that.
+    """
+    code = f"import sys; sys.path[:] = filter(None, sys.path); from {module} import main; sys.exit(main(*sys.argv[1:]))"
+    return [sys.executable, "-c", code, *arguments]
 
 
 def how_it_ended(returncode: int) -> str:
@@ -93,13 +109,11 @@ def run_worker(
         MeasurementError: it failed or took too long; what it measured stays.
     """
     (directory / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
-    environment = thread_environment(deployment)
-    environment["PYTHONPATH"] = os.pathsep.join([str(package_root), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "instatune_deploy.device.worker", str(directory)]
+    command = module_command("instatune_deploy.device.worker", str(directory))
     try:
         done = subprocess.run(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=timeout_s,
-            check=False,
+            command, env=module_environment(deployment, package_root), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True, timeout=timeout_s, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise MeasurementError(f"measuring {deployment.name} took over {timeout_s:.0f} s and was stopped") from None

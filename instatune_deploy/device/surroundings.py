@@ -7,10 +7,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from instatune_deploy.device.control_groups import cpu_quota
+from instatune_deploy.device.linux import text_of
 from instatune_deploy.device.machine_facts import available_cpus
+from instatune_deploy.device.topology import core_of
 
-#: Where Linux shows its CPUs and the limits of control groups.
-CPUS, CGROUPS = Path("/sys/devices/system/cpu"), Path("/sys/fs/cgroup")
+#: Where Linux shows its CPUs.
+CPUS = Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,11 @@ class Surroundings:
     def read(cls) -> Surroundings:
         """As they are now."""
         cpus = available_cpus()
-        governors = (_text(CPUS / f"cpu{cpu}" / "cpufreq" / "scaling_governor") for cpu in cpus)
+        governors = (text_of(CPUS / f"cpu{cpu}" / "cpufreq" / "scaling_governor") for cpu in cpus)
         return cls(
             allowed_cpus=tuple(cpus),
             online_cpus=os.cpu_count() or len(cpus),
-            quota_cpus=_quota(),
+            quota_cpus=cpu_quota(),
             sibling_pairs=_sibling_pairs(cpus),
             governors=tuple(sorted({governor for governor in governors if governor})),
             boost=_boost(),
@@ -60,49 +63,29 @@ class Surroundings:
             )
         if self.quota_cpus is not None and self.quota_cpus < len(self.allowed_cpus):
             lines.append(
-                f"a control group allows {self.quota_cpus:g} CPUs in the mean, so that runs are paused: measure where there "
-                "is no quota, or pin whole CPUs (docker run --cpuset-cpus)"
+                f"a control group allows {self.quota_cpus:g} CPUs in the mean, so that runs of more threads are paused: "
+                "measure where there is no quota, or pin whole CPUs (docker run --cpuset-cpus)"
             )
         if self.sibling_pairs:
             lines.append(
-                "some of the CPUs are two threads of one core, which slow each other down: taskset -c with one of each pair"
+                "some of the CPUs are two threads of one core: one of each is measured on, and what runs on the other slows it: "
+                "echo off | sudo tee /sys/devices/system/cpu/smt/control"
             )
         return lines
 
 
-def _text(path: Path) -> str | None:
-    """The stripped text of a file; None where it cannot be read."""
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-
-
-def _quota() -> float | None:
-    """CPUs in the mean that a control group allows (version 2, else 1); None where there is no limit."""
-    fields = (_text(CGROUPS / "cpu.max") or "").split()
-    if not fields:
-        fields = [_text(CGROUPS / "cpu" / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
-    try:
-        quota, period = (float(field) for field in fields)
-    except ValueError:  # "max" is no limit, and some systems say nothing
-        return None
-    return quota / period if quota > 0 and period > 0 else None
-
-
 def _sibling_pairs(cpus: list[int]) -> bool | None:
-    siblings = [_text(CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list") for cpu in cpus]
-    known = [text for text in siblings if text is not None]
+    known = [core for core in map(core_of, cpus) if core is not None]
     return len(set(known)) < len(known) if known else None
 
 
 def _boost() -> bool | None:
-    boost, turbo_off = _text(CPUS / "cpufreq" / "boost"), _text(CPUS / "intel_pstate" / "no_turbo")
+    boost, turbo_off = text_of(CPUS / "cpufreq" / "boost"), text_of(CPUS / "intel_pstate" / "no_turbo")
     if boost is not None:
         return boost == "1"
     return None if turbo_off is None else turbo_off == "0"
 
 
 def _virtual() -> bool | None:
-    text = _text(Path("/proc/cpuinfo"))
+    text = text_of(Path("/proc/cpuinfo"))
     return None if text is None else " hypervisor" in text

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from instatune_deploy.device.noise import block_inputs, write_blocks
-from instatune_deploy.device.process import how_it_ended, thread_environment
+from instatune_deploy.device.process import how_it_ended, module_command, module_environment
 from instatune_deploy.device.runtimes.base import get_runtime, run_file
 from instatune_deploy.errors import InstatuneError
 from instatune_deploy.values.deployment import Deployment
@@ -60,12 +59,11 @@ def try_runtimes() -> list[Trial]:
 
 def _in_a_process(path: Path, deployments: Sequence[Deployment]) -> list[Trial]:
     """Try deployments of one runtime."""
-    root = str(Path(__file__).resolve().parents[2])
+    root = Path(__file__).resolve().parents[2]
     wanted = json.dumps([[d.runtime, d.precision, d.device] for d in deployments])
-    code = f"import sys; sys.path.insert(0, sys.argv[3]); from {__name__} import main; main(*sys.argv[1:3])"
     try:
         done = subprocess.run(
-            [sys.executable, "-c", code, str(path), wanted, root], env=thread_environment(deployments[0]),
+            module_command(__name__, str(path), wanted), env=module_environment(deployments[0], root),
             timeout=_TIMEOUT_S, capture_output=True, text=True, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""The process that measures: ``python -m instatune_deploy.device.worker DIRECTORY``, started by `timing.measure`.
+"""The process that measures, started by `process.run_worker`.
 
 Reads ``spec.json`` and ``inputs.npz`` from the directory and appends every round to ``rounds.jsonl`` as soon as it is over; a
 later process goes on from there. Needs NumPy and the runtime, nothing else, so that it can run on a device without the
@@ -23,6 +23,7 @@ import numpy as np
 
 from instatune_deploy.device.labels import find_labels
 from instatune_deploy.device.load import CpuTimes, Load, available_memory_bytes, wait_until_calm
+from instatune_deploy.device.machine_facts import memory_bytes
 from instatune_deploy.device.process import ROUNDS_FILE
 from instatune_deploy.device.runtimes.base import Runtime, Session, get_runtime
 from instatune_deploy.device.samples import Samples
@@ -30,8 +31,9 @@ from instatune_deploy.device.settings import TimingSettings
 from instatune_deploy.errors import InstatuneError, MeasurementError
 from instatune_deploy.values.deployment import Deployment
 
-# Left free for everything else when sessions are kept: of all memory, and of the next session's file.
-_RESERVE_BYTES = 2e9
+# Left free for everything else when sessions are kept: of all memory, at most a share of it (machines and containers may be
+# small), and of the next session's file.
+_RESERVE_BYTES, _RESERVE_SHARE = 2e9, 0.25
 _MEMORY_A_FILE_BYTE = 3
 # Sessions on an accelerator are kept if their files are so small together that any accelerator holds them.
 _ACCELERATOR_BYTES = 2e9
@@ -116,7 +118,8 @@ class Bench:
             self.live.move_to_end(name)
             return self.live[name]
         path, start = self.models[name], time.perf_counter()
-        reserve = _RESERVE_BYTES + _MEMORY_A_FILE_BYTE * _file_bytes(path)
+        free = min(_RESERVE_BYTES, _RESERVE_SHARE * (memory_bytes() or math.inf))
+        reserve = free + _MEMORY_A_FILE_BYTE * _file_bytes(path)
         while self.live and not (self.keeps and available_memory_bytes() > reserve):
             self.live.popitem(last=False)[1].close()
         session = self.live[name] = self.runtime.load(path, self.deployment)
@@ -247,8 +250,9 @@ def work(directory: Path) -> None:
                 raise MeasurementError("the process that started this one is gone")
 
 
-def main(directory: Path) -> int:
-    """Work through the directory's spec; an expected failure is one line on stderr and exit code 1."""
+def main(place: str) -> int:
+    """Work through the spec of the directory `place`; an expected failure is one line on stderr and exit code 1."""
+    directory = Path(place)
     spec = json.loads((directory / "spec.json").read_text(encoding="utf-8"))
     if hasattr(os, "sched_setaffinity") and spec["cpus"]:
         os.sched_setaffinity(0, spec["cpus"])
@@ -258,7 +262,3 @@ def main(directory: Path) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

@@ -31,9 +31,9 @@ from instatune_deploy.workspace import data_directories
 #: What the measuring process imports; nothing of it needs more than NumPy and a runtime.
 PACKAGE_FILES = (
     "__init__.py", "errors.py", "values/__init__.py", "values/archives.py", "values/deployment.py", "values/fixed.py", "values/hashing.py",
-    "device/__init__.py", "device/labels.py",
+    "device/__init__.py", "device/control_groups.py", "device/cpu_model.py", "device/labels.py", "device/linux.py",
     "device/load.py", "device/machine_facts.py",
-    "device/process.py", "device/samples.py", "device/settings.py", "device/worker.py",
+    "device/process.py", "device/samples.py", "device/settings.py", "device/topology.py", "device/worker.py",
     "device/runtimes/__init__.py", "device/runtimes/base.py", "device/runtimes/onnxruntime.py",
     "device/runtimes/fixed.py", "device/runtimes/openvino.py",
 )  # fmt: skip

@@ -124,7 +124,7 @@ def prepare(
     directory = root / _WORK / deployment.name
     key = {
         "kit": (root / MANIFEST_HASH).read_text(encoding="ascii"),
-        "machine": {name: value for name, value in facts.items() if name != "load_1min"},
+        "machine": {name: value for name, value in facts.items() if name not in ("load_1min", "memory_bytes")},
         "versions": versions,
         "options": options,
     }

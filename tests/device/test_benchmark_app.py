@@ -20,6 +20,7 @@ from instatune_deploy.device.benchmark_app import (
     run_benchmark_app,
 )
 from instatune_deploy.device.fingerprint import available_cpus
+from instatune_deploy.device.process import pinned_cpus
 from instatune_deploy.errors import MeasurementError, TargetError
 from instatune_deploy.values.deployment import Deployment
 
@@ -96,7 +97,7 @@ def test_it_is_pinned_and_reads_our_inputs(tiny_bert: Any, tmp_path: Path) -> No
     inputs = {**text_inputs(2, 16), "not_an_input": np.zeros(1)}
     assert run_benchmark_app(app, tiny_bert.xml, inputs, OPENVINO, runs=3, timeout_s=60) == 1.5
     cpus, ids, threads, files = json.loads(seen.read_text())
-    assert cpus == available_cpus()[-1:]
+    assert cpus == pinned_cpus(OPENVINO)
     assert ids == inputs["input_ids"].tolist()
     assert threads == "1"
     assert files == ["attention_mask.npy", "input_ids.npy", "token_type_ids.npy"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from instatune_deploy.device import fingerprint, machine_facts
+from instatune_deploy.device import control_groups, cpu_model, fingerprint, machine_facts
 from instatune_deploy.device.fingerprint import check_target, detect, runtime_versions, usable_deployments
 from instatune_deploy.errors import TargetError
 from instatune_deploy.values.deployment import Deployment
@@ -60,6 +61,94 @@ def test_cpuinfo_of_every_kind(
     machine = detect()
     assert machine.instruction_sets == sets
     assert machine.cpu_model == model if model else machine.cpu_model
+
+
+#: As recorded from a Graviton3, a Raspberry Pi 5 and a board with an RK3588, the features shortened.
+GRAVITON3 = """\
+processor\t: {cpu}
+BogoMIPS\t: 2100.00
+Features\t: fp asimd evtstrm asimdhp asimddp sve svei8mm svebf16 i8mm bf16
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x1
+CPU part\t: 0xd40
+CPU revision\t: 1
+
+"""
+RASPBERRY_PI_5 = """\
+processor\t: {cpu}
+BogoMIPS\t: 108.00
+Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x4
+CPU part\t: 0xd0b
+CPU revision\t: 1
+
+"""
+RK3588 = """\
+processor\t: {cpu}
+BogoMIPS\t: 48.00
+Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: {variant}
+CPU part\t: {part}
+CPU revision\t: 0
+
+"""
+PI_BOARD = "Revision\t: c04170\nSerial\t\t: 7d34abef\nModel\t\t: Raspberry Pi 5 Model B Rev 1.0\n"
+BIG_LITTLE = "".join(RK3588.format(cpu=n, variant="0x2", part="0xd05") for n in range(4)) + "".join(
+    RK3588.format(cpu=n, variant="0x4", part="0xd0b") for n in range(4, 8)
+)
+#: Kernels before 3.8 say of all CPUs together what they are.
+OLD_32_BIT = (
+    "Processor : ARMv7 Processor rev 0 (v7l)\nprocessor : 0\nBogoMIPS : 1590\n\nprocessor : 1\nBogoMIPS : 1590\n\n"
+    "Features : swp half thumb neon vfpv3\nCPU implementer : 0x41\nCPU part : 0xc09\n\nHardware : some board\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "cpus", "model"),
+    [
+        ("".join(GRAVITON3.format(cpu=n) for n in range(2)), [0, 1], "Arm Neoverse-V1"),
+        ("".join(RASPBERRY_PI_5.format(cpu=n) for n in range(4)) + PI_BOARD, [0, 1, 2, 3], "Arm Cortex-A76"),
+        (BIG_LITTLE, list(range(8)), "Arm Cortex-A55 + Arm Cortex-A76"),
+        (BIG_LITTLE, [4, 5], "Arm Cortex-A76"),
+        (BIG_LITTLE, [90], "Arm Cortex-A55 + Arm Cortex-A76"),
+        (RK3588.format(cpu=0, variant="0x0", part="0xfff"), [0], "Arm CPU of implementer 0x41, part 0xfff"),
+        (OLD_32_BIT, [0, 1], "Arm Cortex-A9"),
+    ],
+)
+def test_arm_cpus_are_named_by_their_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpuinfo: str, cpus: list[int], model: str
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    monkeypatch.setattr(machine_facts, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(machine_facts, "available_cpus", lambda: cpus)
+    machine = detect()
+    assert machine.cpu_model == model
+    assert machine.logical_cpus == len(cpus)
+    assert {"asimddp", "neon"} & set(machine.instruction_sets)
+
+
+def test_macos_is_asked_for_its_cpus_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "sysctl").write_text('#!/bin/sh\n[ "$*" = "-n machdep.cpu.brand_string" ] && echo Apple M2\n')
+    (tmp_path / "sysctl").chmod(0o755)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cpu_model._apple_name.cache_clear()
+    assert cpu_model.cpu_model([], []) == "Apple M2"
+    cpu_model._apple_name.cache_clear()
+
+
+def test_memory_is_what_a_container_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(control_groups, "GROUPS", tmp_path)
+    whole = detect().memory_bytes
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert detect().memory_bytes == 1_000_000 < whole
+    (tmp_path / "memory.max").write_text("max\n")
+    assert detect().memory_bytes == whole
 
 
 def test_versions_name_what_latency_depends_on() -> None:

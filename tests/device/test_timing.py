@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from instatune_deploy.device import timing, worker
+from instatune_deploy.device import control_groups, load, timing, worker
 from instatune_deploy.device.process import ROUNDS_FILE
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.device.runtimes.fake import FakeRuntime
@@ -200,6 +200,20 @@ def test_sessions_stay_live_only_where_allowed_and_while_memory_lasts(
         assert all({visit[0] for visit in done["visits"]} == set(models) for done in rounds)
 
 
+@pytest.mark.parametrize(("used_bytes", "most"), [(10**9, 4), (19 * 10**8, 1)])
+def test_sessions_stay_live_only_while_the_memory_of_a_container_lasts(
+    fake_file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used_bytes: int, most: int
+) -> None:
+    (tmp_path / "meminfo").write_text("MemAvailable:   60000000 kB\n")
+    (tmp_path / "memory.max").write_text(f"{2 * 10**9}\n")
+    (tmp_path / "memory.current").write_text(f"{used_bytes}\n")
+    monkeypatch.setattr(load, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(control_groups, "GROUPS", tmp_path)
+    setup, runtime = bench({name: fake_file(name, 2.0) for name in "abcd"}, TimingSettings())
+    rounds_of(setup)
+    assert runtime.most_live == most
+
+
 def test_models_are_loaded_several_times_and_the_ones_that_matter_twice_as_often(fake_file) -> None:
     rng = random.Random(0)
     models = {name: fake_file(name, [10.0 * rng.uniform(0.5, 2) for _ in range(5000)]) for name in "abcdefgh"}
@@ -243,6 +257,17 @@ def test_real_runtimes_are_measured(tiny_bert: Any, runtime: str, threads: int) 
         assert 0 < sample.p50_ms <= sample.p90_ms <= sample.p99_ms
         assert 0 < sample.label_ms <= sample.p90_ms
     assert np.isfinite(found.raw.cpu_ms).all() == (threads == 1)
+
+
+def test_what_lies_in_the_working_directory_is_not_imported(
+    tiny_bert: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("onnxruntime.py", "numpy.py", "instatune_deploy.py", "json.py"):
+        (tmp_path / name).write_text("raise RuntimeError('not a module of ours')\n")
+    monkeypatch.chdir(tmp_path)
+    inputs = {name: value.numpy() for name, value in tiny_bert.inputs(1, 16).items()}
+    settings = TimingSettings(seconds=0.1, visit_ms=1)
+    assert measure({"a": tiny_bert.onnx}, inputs, Deployment("onnxruntime"), settings=settings).rounds
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from instatune_deploy import doctoring
-from instatune_deploy.device import surroundings
+from instatune_deploy.device import control_groups, surroundings, topology
 from instatune_deploy.device.noise import BLOCKS, Noise, block_inputs, write_blocks
 from instatune_deploy.device.runtimes.base import run_file
 from instatune_deploy.device.surroundings import Surroundings
@@ -81,6 +81,16 @@ def test_a_library_that_takes_its_process_down_is_told_from_one_that_works(
     assert "it failed (signal 11)" in found[0].why
 
 
+def test_a_file_of_the_users_that_is_called_like_a_runtime_is_not_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("onnxruntime.py", "numpy.py"):
+        (tmp_path / name).write_text("raise RuntimeError('not a module of ours')\n")
+    monkeypatch.setattr("instatune_deploy.device.trial.TRIED", TRIED[:1])
+    monkeypatch.chdir(tmp_path)
+    assert [(trial.works, trial.why) for trial in try_runtimes()] == [(True, "")]
+
+
 def test_the_networks_are_what_both_runtimes_compute_alike(tmp_path: Path) -> None:
     write_blocks(tmp_path / "two.onnx", 2)
     (first,), (second,) = (
@@ -106,19 +116,20 @@ def test_noise_is_put_into_words(noise: Noise, line: str) -> None:
 
 
 def test_surroundings_are_read_from_linux_books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surroundings, "CPUS", tmp_path / "cpu")
-    monkeypatch.setattr(surroundings, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(surroundings, "CPUS", tmp_path / "system" / "cpu")
+    monkeypatch.setattr(topology, "DEVICES", tmp_path)
+    monkeypatch.setattr(control_groups, "GROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(surroundings, "available_cpus", lambda: [0, 1])
     nothing = Surroundings.read()
     assert (nothing.governors, nothing.quota_cpus, nothing.sibling_pairs, nothing.boost) == ((), None, None, None)
     assert nothing.advice == []
     for cpu in (0, 1):
         for name, text in (("cpufreq/scaling_governor", "powersave"), ("topology/thread_siblings_list", "0-1")):
-            path = tmp_path / "cpu" / f"cpu{cpu}" / name
+            path = surroundings.CPUS / f"cpu{cpu}" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{text}\n")
-    (tmp_path / "cpu" / "intel_pstate").mkdir()
-    (tmp_path / "cpu" / "intel_pstate" / "no_turbo").write_text("1\n")
+    (surroundings.CPUS / "intel_pstate").mkdir()
+    (surroundings.CPUS / "intel_pstate" / "no_turbo").write_text("1\n")
     (tmp_path / "cgroup").mkdir()
     (tmp_path / "cgroup" / "cpu.max").write_text("150000 100000\n")
     found = Surroundings.read()
