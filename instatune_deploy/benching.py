@@ -259,9 +259,8 @@ def artifact_inputs(
         if sequence_length is not None:
             raise UsageError(f"{artifact.directory} reads images, which have no sequence length")
         return None, synthetic_inputs(config, 0, batch, seed=seed)
-    made_for = re.search(r"-t(?:\d+\+)?(\d+)\b", artifact.manifest.signature)  # of both, image and text, the text's
     fixed = artifact.manifest.fixed
-    tokens = sequence_length or (fixed and fixed.tokens) or (int(made_for[1]) if made_for else None)
+    tokens = sequence_length or (fixed and fixed.tokens) or artifact.sequence_length
     if tokens is None:
         raise UsageError(f"{artifact.directory} does not say its sequence length: give --sequence-length")
     most = longest_text(config)

@@ -152,6 +152,7 @@ def export_network(
         _network(job, architecture, tune_epochs), architecture, deployment, job.shape, job.processor, _samples(job),
         job.calibration, directory,
         target=target.name, metric=job.recipe.metric, predicted=predicted, gate=gate, opset=opset, fixed=fixed,
+        doc_stride=job.recipe.data.doc_stride if job.processor.head.traces == "characters" else None,
         made_from=job.contents | {"super-network": job.supernet_key},
     )  # fmt: skip
 

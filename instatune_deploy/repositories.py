@@ -71,9 +71,12 @@ def _triton(artifact: Artifact, draft: Path, name: str, max_batch: int) -> None:
 def triton_config(name: str, signature: Signature, deployment: Deployment, max_batch: int) -> str:
     """The text of a `config.pbtxt`: every size is said, for Triton need not guess; -1 is a size that varies.
 
-    The first size of every tensor is the batch, which Triton adds itself, unless it is fixed: then Triton may not batch.
+    The first size of every tensor is the batch, which Triton adds itself, unless it is fixed: then Triton may not batch. Nor
+    may it where an answer would follow from what it is joined with.
     """
     batched = all(tensor.dims[0] == -1 for tensor in signature.inputs)
+    alone = deployment.runs_rows_alone(image=any(tensor.dtype.startswith("float") for tensor in signature.inputs))
+    joined, most = batched and not alone, 1 if alone else max_batch
     if deployment.runtime == "onnxruntime":
         parameters = {
             "intra_op_thread_count": str(deployment.threads), "inter_op_thread_count": "1", "execution_mode": "0"
@@ -84,10 +87,10 @@ def triton_config(name: str, signature: Signature, deployment: Deployment, max_b
         if deployment.precision == "bf16":
             parameters["HINT_BF16"] = "YES"
     kind = "KIND_CPU" if deployment.device == "cpu" else "KIND_GPU"
-    lines = [f'name: "{name}"', f'backend: "{deployment.runtime}"', f"max_batch_size: {max_batch if batched else 0}"]
+    lines = [f'name: "{name}"', f'backend: "{deployment.runtime}"', f"max_batch_size: {most if batched else 0}"]
     lines += [f"input {_triton_tensor(tensor, batched)}" for tensor in signature.inputs]
     lines += [f"output {_triton_tensor(tensor, batched)}" for tensor in signature.outputs]
-    lines += [f"instance_group {{ count: 1 kind: {kind} }}", *(["dynamic_batching { }"] if batched else [])]
+    lines += [f"instance_group {{ count: 1 kind: {kind} }}", *(["dynamic_batching { }"] if joined else [])]
     lines += [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in parameters.items()]
     return "\n".join(lines) + "\n"
 

@@ -15,6 +15,11 @@ from instatune_deploy.data.heads import get_head
 from instatune_deploy.errors import CheckpointError
 from instatune_deploy.values.recipe import Task
 
+#: Characters of a text whose tokens are counted at a time.
+_PIECE = 2**16
+#: Characters for each token that is kept of a text; what comes after them is read only if they have too few tokens.
+_CHARACTERS = 64
+
 
 class Processor:
     """A model's tokenizer, its image processor, or both.
@@ -48,6 +53,7 @@ class Processor:
     def encode_texts(self, texts: list[str], pairs: list[str] | None = None) -> dict[str, list[list[int]]]:
         """Token ids and masks of texts, or of pairs of texts, cut to the sequence length and not padded; of a pair the
         longer text is cut first."""
+        texts, pairs = self._beginnings(texts), None if pairs is None else self._beginnings(pairs)
         encoded = self.inner(texts, pairs, truncation="longest_first", max_length=self.sequence_length)
         return dict(encoded)
 
@@ -68,9 +74,39 @@ class Processor:
         )  # fmt: skip
 
     def room_beside(self, texts: list[str]) -> list[int]:
-        """How many tokens of a second text there is room for beside each text."""
+        """How many tokens of a second text there is room for beside each text; fewer than none where it is too long itself."""
         room = self.sequence_length - self.inner.num_special_tokens_to_add(pair=True)
-        return [room - len(ids) for ids in self.inner(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+        return [room - count for count in self._counts(self._beginnings(texts))]
+
+    def _beginnings(self, texts: list[str]) -> list[str]:
+        """Each text as far as its first tokens, those that are kept when it is cut, follow from it: a tokenizer reads texts to
+        their ends, and only then cuts them."""
+        if self.inner.truncation_side != "right":
+            return texts
+        return [self._beginning(text) for text in texts]
+
+    def _beginning(self, text: str) -> str:
+        end = _CHARACTERS * self.sequence_length
+        # Twice as many as are kept, for the last ones may be others than in the whole text.
+        while end < len(text) and self._counts([text[:end]])[0] < 2 * self.sequence_length:
+            end *= 2
+        return text[:end]
+
+    def _counts(self, texts: list[str]) -> list[int]:
+        """How many tokens each text has, special ones aside."""
+        return [len(ids) for ids in self.inner(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+
+    def have_more_tokens(self, texts: list[str], most: int) -> bool:
+        """Whether texts have more than about `most` tokens together; what comes after these is not looked at."""
+        if sum(len(text.encode()) for text in texts) <= most:  # few tokens are less than a byte
+            return False
+        count = 0
+        for text in texts:
+            for start in range(0, len(text), _PIECE):
+                count += self._counts([text[start : start + _PIECE]])[0]
+                if count > most:
+                    return True
+        return False
 
     def encode_images(self, images: list[Image.Image]) -> dict[str, np.ndarray]:
         """`pixel_values` of shape (images, channels, height, width)."""

@@ -35,7 +35,7 @@ PACKAGE_FILES = (
     "device/load.py", "device/machine_facts.py",
     "device/process.py", "device/samples.py", "device/settings.py", "device/topology.py", "device/worker.py",
     "device/runtimes/__init__.py", "device/runtimes/base.py", "device/runtimes/onnxruntime.py",
-    "device/runtimes/fixed.py", "device/runtimes/openvino.py",
+    "device/runtimes/fixed.py", "device/runtimes/openvino.py", "device/runtimes/rows.py",
 )  # fmt: skip
 RUNTIMES = ("onnxruntime", "openvino")
 _README = """\

@@ -51,12 +51,13 @@ class Batcher:
         sessions: of each member one for every call that may run at once.
         padding: what texts are padded with, by input name; empty where inputs are all of one size.
         per_token: whether outputs have an axis of tokens after that of rows.
+        max_rows: rows of a call at most, by member.
         observe: is told the member and the rows of each call.
     """
 
     def __init__(
-        self, sessions: Mapping[str, Sequence[Session]], *, padding: Mapping[str, int], per_token: bool, max_rows: int,
-        max_wait_s: float, observe: Callable[[str, int], None] = lambda member, rows: None,
+        self, sessions: Mapping[str, Sequence[Session]], *, padding: Mapping[str, int], per_token: bool,
+        max_rows: Mapping[str, int], max_wait_s: float, observe: Callable[[str, int], None] = lambda member, rows: None,
     ) -> None:  # fmt: skip
         self._sessions, self._padding, self._per_token, self._observe = sessions, padding, per_token, observe
         self._max_rows, self._max_wait_s = max_rows, max_wait_s
@@ -73,6 +74,20 @@ class Batcher:
         """Rows that no call has taken yet."""
         return sum(one.rows for one in self._waiting)
 
+    def check(self, rows: int) -> None:
+        """Make sure that so many rows more may wait.
+
+        Raises:
+            MLServerError: too many wait already (429).
+            InferenceError: it would never fit.
+        """
+        if rows > MAX_WAITING:
+            raise InferenceError(
+                f"the request comes to {rows} rows, at most {MAX_WAITING} are taken: send fewer at a time"
+            )
+        if self.rows_waiting + rows > MAX_WAITING:
+            raise MLServerError(f"{self.rows_waiting} rows wait already, of at most {MAX_WAITING}: try again", 429)
+
     async def __call__(self, member: str, inputs: dict[str, np.ndarray]) -> Outputs:
         """The network's outputs for rows, which may be more than one call takes.
 
@@ -81,26 +96,21 @@ class Batcher:
 
         Raises:
             MLServerError: too many rows wait (429).
-            InferenceError: the network cannot run them.
+            InferenceError: there are more than may ever wait, or the network cannot run them.
         """
-        rows = len(next(iter(inputs.values())))
-        if rows > MAX_WAITING:  # it would never fit
-            raise InferenceError(
-                f"the request comes to {rows} rows, at most {MAX_WAITING} are taken: send fewer at a time"
-            )
-        if self.rows_waiting + rows > MAX_WAITING:
-            raise MLServerError(f"{self.rows_waiting} rows wait already, of at most {MAX_WAITING}: try again", 429)
+        rows, most = len(next(iter(inputs.values()))), self._max_rows[member]
+        self.check(rows)
         loop = asyncio.get_running_loop()
         parts = [
             _Waiting(
-                member, {name: array[start : start + self._max_rows] for name, array in inputs.items()}, loop.time(),
+                member, {name: array[start : start + most] for name, array in inputs.items()}, loop.time(),
                 loop.create_future(),
             )
-            for start in range(0, rows, self._max_rows)
+            for start in range(0, rows, most)
         ]  # fmt: skip
         self._waiting += parts
         self._arrived.set()
-        if self.rows_waiting >= self._max_rows:
+        if self.rows_waiting >= self._max_rows[self._waiting[0].member]:
             self._full.set()
         outputs = await asyncio.gather(*(part.outputs for part in parts))
         return outputs[0] if len(parts) == 1 else tuple(np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
@@ -140,35 +150,35 @@ class Batcher:
             self._waiting = [one for one in self._waiting if not one.outputs.done()]
             if not self._waiting:
                 self._arrived.clear()
-                self._full.clear()
                 await self._arrived.wait()
                 continue
             left = self._waiting[0].since + self._max_wait_s - loop.time()
-            if left > 0 and self.rows_waiting < self._max_rows:
+            if left > 0 and self.rows_waiting < self._max_rows[self._waiting[0].member]:
+                self._full.clear()
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(self._full.wait(), left)
                 continue
             batch = self._take()
             taken = set(batch)
             self._waiting = [one for one in self._waiting if one not in taken]
-            if self.rows_waiting < self._max_rows:
-                self._full.clear()
             return batch
 
     def _take(self) -> list[_Waiting]:
         """Those that go into a call with the oldest: for the same member, the nearest in length first, as many as fit."""
         oldest = self._waiting[0]
+        batch, room = [oldest], self._max_rows[oldest.member] - oldest.rows
+        if not room:
+            return batch
         company = [
             one
             for one in self._waiting[1:]
             if one.member == oldest.member and one.inputs.keys() == oldest.inputs.keys()
         ]
-        batch, rows = [oldest], oldest.rows
         for one in sorted(company, key=lambda other: abs(other.length - oldest.length)):
-            if rows + one.rows > self._max_rows:
+            if one.rows > room:
                 break
             batch.append(one)
-            rows += one.rows
+            room -= one.rows
         return batch
 
     def _run(self, session: Session, batch: list[_Waiting]) -> list[Outputs | Exception]:

@@ -16,11 +16,12 @@ from scipy.special import softmax
 
 from instatune_deploy.data.heads.questions import best_span
 from instatune_deploy.data.processor import Processor
+from instatune_deploy.serving.batcher import MAX_WAITING
 from instatune_deploy.serving.tensors import Input, Output, metadata, read_bytes, read_texts
-from instatune_deploy.values.recipe import Task
+from instatune_deploy.values.recipe import DataSection, Task
 
-#: Windows of a context share so many tokens, or a third of the room for them where that is less.
-_STRIDE = 128
+#: What windows of a context share in artifacts that do not say it.
+_STRIDE: int = DataSection.model_fields["doc_stride"].default
 #: Largest image that is decoded, in pixels: a few bytes may say that they are many.
 _MAX_PIXELS = 50_000_000
 
@@ -42,6 +43,7 @@ class TaskCodec(ABC):
         processor: the artifact's tokenizer or image processor; texts are cut to its sequence length, as they were when the
             artifact was measured.
         labels: names of the classes, by index.
+        doc_stride: tokens that neighbouring windows of a context share; None: as many as recipes have that do not say it.
     """
 
     #: Names of BYTES inputs, and of those that may be left out.
@@ -52,8 +54,9 @@ class TaskCodec(ABC):
     #: Outputs beside the network's own: datatype and shape.
     extra: Mapping[str, tuple[str, tuple[int, ...]]] = {"labels": ("BYTES", (-1,)), "scores": ("FP32", (-1,))}
 
-    def __init__(self, processor: Processor, labels: Sequence[str]) -> None:
+    def __init__(self, processor: Processor, labels: Sequence[str], doc_stride: int | None = None) -> None:
         self.processor, self.labels = processor, np.asarray(labels, dtype=object)
+        self.doc_stride = _STRIDE if doc_stride is None else doc_stride
 
     def describe(self) -> list[MetadataTensor]:
         """The BYTES inputs for a model's metadata."""
@@ -177,12 +180,17 @@ class AnswerCodec(TaskCodec):
     def encode(self, given: Mapping[str, Input]) -> Encoded:
         """See `TaskCodec.encode`."""
         questions, contexts = (read_texts(given[name]) for name in self.words)
-        room = min(self.processor.room_beside(questions))
-        if room < 3:
+        rooms = self.processor.room_beside(questions)
+        if min(rooms) <= self.doc_stride:
             raise InferenceError(
-                f"input question: of {self.processor.sequence_length} tokens one leaves {max(room, 0)} for its context"
+                f"input question: of {self.processor.sequence_length} tokens one leaves {max(min(rooms), 0)} for its context, "
+                f"whose windows share {self.doc_stride}"
             )
-        encoded = self.processor.encode_questions(questions, contexts, min(_STRIDE, room // 3))
+        # Each window after the first has at most `room - doc_stride` tokens of its own.
+        most = MAX_WAITING * (max(rooms) - self.doc_stride) + sum(rooms)
+        if self.processor.have_more_tokens(contexts, most):
+            raise InferenceError(f"the contexts come to more than {MAX_WAITING} rows: send less at a time")
+        encoded = self.processor.encode_questions(questions, contexts, self.doc_stride)
         numbers, offsets = encoded["overflow_to_sample_mapping"], encoded["offset_mapping"]
         first, spans = [], []
         for row, places in enumerate(offsets):
@@ -284,6 +292,6 @@ _CODECS: dict[Task, type[TaskCodec]] = {
 }
 
 
-def get_codec(task: Task, processor: Processor, labels: Sequence[str]) -> TaskCodec:
-    """The codec of a task."""
-    return _CODECS[task](processor, labels)
+def get_codec(task: Task, processor: Processor, labels: Sequence[str], doc_stride: int | None = None) -> TaskCodec:
+    """The codec of a task; see `TaskCodec`."""
+    return _CODECS[task](processor, labels, doc_stride)

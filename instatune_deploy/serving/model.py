@@ -23,6 +23,7 @@ from instatune_deploy.device.fingerprint import detect
 from instatune_deploy.device.lowering.signature import Signature, read_signature
 from instatune_deploy.device.lowering.variants import ONNX
 from instatune_deploy.device.runtimes.base import Session, get_runtime
+from instatune_deploy.elastic.families import inputs_of
 from instatune_deploy.elastic.pretrained import load_config
 from instatune_deploy.elastic.probing import longest_text
 from instatune_deploy.serving.batcher import Batcher
@@ -32,7 +33,7 @@ from instatune_deploy.serving.tensors import DATATYPES, Input, check_ranges, met
 from instatune_deploy.stages.export import Artifact
 from instatune_deploy.values.recipe import Task
 
-#: Words of a request that are encoded in the server's own thread; more would keep other requests waiting.
+#: Bytes of words that are encoded in the server's own thread; more would keep other requests waiting.
 _FEW_BYTES = 4096
 
 
@@ -67,23 +68,28 @@ class ArtifactModel(MLModel):
         machine = detect()
         for artifact in members.artifacts.values():
             check_machine_runs(artifact.manifest.deployment, machine)
-        first, task = members.first, cast(Task, members.first.manifest.task)
-        tokens, sample = artifact_inputs(first, None, 1, seed=0)
-        config = load_config(str(first.directory))
-        processor = Processor(str(first.directory), task, tokens or 1)
-        self._codec: TaskCodec = get_codec(task, processor, list((config.id2label or {}).values()))
+        first, config = members.first, load_config(str(members.first.directory))
+        # No longer than any of their fixed sizes; each fills up to its own.
+        cut = None if inputs_of(config) == "image" else first.sequence_length
+        tokens, sample = artifact_inputs(first, cut, 1, seed=0)
+        self._codec = _codec(first, tokens, config)
+        processor = self._codec.processor
+        # A tokenizer's truncation is a state of it: the server's own thread and that of larger requests have one each.
+        self._codec_of_few = None if processor.images is not None else _codec(first, tokens, config)
         self._signature = _signature(first)
         self._limits = {} if tokens is None else _limits(config, sample)
         self._longest = None if tokens is None else _longest(members, config)
         extra = (self.settings.parameters.extra if self.settings.parameters else None) or {}
         calls = int(extra.get("calls", 1))
         sessions = {name: _sessions(artifact, calls, sample) for name, artifact in members.artifacts.items()}
-        # One thread, and not beside the server's own: a tokenizer's truncation is a state of it.
-        self._encoder, self._encoding = ThreadPoolExecutor(1, thread_name_prefix="encoder"), 0
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._batcher = Batcher(
             sessions, padding={} if tokens is None else _padding(processor, sample),
-            per_token=processor.head.traces is not None, max_rows=self._max_rows, max_wait_s=self._max_wait_s,
-            observe=_calls_metric(self.name),
+            per_token=processor.head.traces is not None, max_wait_s=self._max_wait_s, observe=_calls_metric(self.name),
+            max_rows={
+                name: 1 if artifact.manifest.deployment.runs_rows_alone(image=processor.images is not None) else self._max_rows
+                for name, artifact in members.artifacts.items()
+            },
         )  # fmt: skip
         self._choice = Choice(members, extra.get("hold_ms"), busy=lambda: self._batcher.busy_s)
         self._describe(members)
@@ -105,6 +111,7 @@ class ArtifactModel(MLModel):
         """
         started = time.monotonic()
         given = read_inputs(payload.inputs)
+        self._batcher.check(next(iter(given.values())).shape[0])  # before the work of encoding them
         wanted = self._wanted_outputs(payload)
         member, by_load = self._choice.pick(payload.parameters)
         if any(name in given for name in self._codec.words):
@@ -143,18 +150,11 @@ class ArtifactModel(MLModel):
         return replace(encoded, inputs=encoded.inputs | arrays)
 
     async def _encode_words(self, given: Mapping[str, Input]) -> Encoded:
-        """What the network reads for words alone, where it has time for it."""
+        """What the network reads for words alone, encoded where it keeps no other request waiting."""
         size = sum(len(value) for one in given.values() for value in one.elements if isinstance(value, (str, bytes)))
-        if size <= _FEW_BYTES and self._codec.processor.images is None and not self._encoding:
-            return self._codec.encode(given)
-        self._encoding += 1
-        job = asyncio.get_running_loop().run_in_executor(self._encoder, self._codec.encode, given)
-        # A request that is cancelled does not end its job, which has the tokenizer until it is done.
-        job.add_done_callback(self._encoded)
-        return await asyncio.shield(job)
-
-    def _encoded(self, job: asyncio.Future[Encoded]) -> None:
-        self._encoding -= 1
+        if size <= _FEW_BYTES and self._codec_of_few is not None:
+            return self._codec_of_few.encode(given)
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, self._codec.encode, given)
 
     def _tensors(self, given: Mapping[str, Input]) -> dict[str, np.ndarray]:
         """The network's inputs as they were sent.
@@ -201,6 +201,13 @@ class ArtifactModel(MLModel):
         ]
         names = sorted({artifact.manifest.deployment.name for artifact in members.artifacts.values()})
         self._settings.platform = "_".join(["instatune-deploy", *names])
+
+
+def _codec(artifact: Artifact, tokens: int | None, config: Any) -> TaskCodec:
+    """The codec of an artifact's task, whose texts are cut to `tokens`."""
+    task = cast(Task, artifact.manifest.task)
+    labels = list((config.id2label or {}).values())
+    return get_codec(task, Processor(str(artifact.directory), task, tokens or 1), labels, artifact.manifest.doc_stride)
 
 
 def _signature(artifact: Artifact) -> Signature:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +50,13 @@ class Artifact:
         manifest.write(self.directory)
         return Artifact(self.directory, Manifest.read(self.directory))
 
+    @property
+    def sequence_length(self) -> int | None:
+        """Tokens that texts are cut to, whatever longer size is fixed; None: it does not say. Means nothing where no texts are
+        read."""
+        found = re.search(r"-t(?:\d+\+)?(\d+)\b", self.manifest.signature)  # of both, image and text, the text's
+        return int(found[1]) if found else None
+
     def model_file(self, deployment: Deployment | None = None) -> Path:
         """The file that the artifact's deployment, or another one, loads."""
         deployment = deployment or self.manifest.deployment
@@ -59,7 +67,8 @@ def export(
     network: PreTrainedModel, architecture: Architecture, deployment: Deployment, shape: NetworkShape,
     processor: Processor, samples: dict[str, np.ndarray], calibration: Sequence[dict[str, np.ndarray]],
     directory: Path, *, target: str, metric: str, predicted: Predicted | None, gate: Gate | None = None,
-    opset: int = OPSET, fixed: FixedSizes | None = None, made_from: Mapping[str, str] | None = None,
+    opset: int = OPSET, fixed: FixedSizes | None = None, doc_stride: int | None = None,
+    made_from: Mapping[str, str] | None = None,
 ) -> Artifact:  # fmt: skip
     """Write the artifact of a sub-network; `directory` appears only when every file was checked.
 
@@ -74,6 +83,7 @@ def export(
         opset: ONNX operator set, see `export_onnx`.
         made_from: what the network was made from, by name, for the manifest.
         fixed: sizes that every call of the files will have; `samples` and `calibration` may have others. None: any.
+        doc_stride: tokens that neighbouring windows of a context share, where questions are answered.
 
     Raises:
         UsageError: sizes are to be fixed in a file that cannot do with them.
@@ -105,7 +115,7 @@ def export(
             macs=count_macs(shape, architecture), parameters=count_parameters(shape, architecture),
             parity=parity, predicted=predicted, measured=None, versions=runtime_versions(),
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"), files={},
-            kept_fp32=kept, opset=opset, fixed=fixed, made_from=dict(made_from or {}),
+            kept_fp32=kept, opset=opset, fixed=fixed, doc_stride=doc_stride, made_from=dict(made_from or {}),
         )  # fmt: skip
         manifest.write(draft)
     return Artifact(directory, Manifest.read(directory))
@@ -189,8 +199,10 @@ def check_parity(
         ArtifactError: by over 1e-4 in fp32, or they are no numbers.
     """
     found = run_file(path, deployment, samples)
+    # What is said of padding counts for nothing.
+    kept = slice(None) if head.traces is None else samples["attention_mask"] == 1
     # NumPy's maximum of anything and no number is no number, unlike Python's.
-    error = float(np.max([np.abs(ours - theirs).max() for ours, theirs in zip(found, expected, strict=True)]))
+    error = float(np.max([np.abs(ours - own)[kept].max() for ours, own in zip(found, expected, strict=True)]))
     if not np.isfinite(error):
         raise ArtifactError(f"{path.name}: its outputs are no finite numbers")
     # What fewer bits cost is measured as accuracy when the file is confirmed.

@@ -56,6 +56,18 @@ class Deployment:
             self.precision if self.precision == "fp32" else f"{_SHORT.get(self.runtime, self.runtime)}-{self.precision}"
         )
 
+    def runs_rows_alone(self, *, image: bool) -> bool:
+        """Whether a call's rows are run one by one, each without its padding.
+
+        ONNX Runtime's int8 of texts has one scale for all values of a tensor, found anew in each call, so that an answer would
+        follow from the rows and the padding beside it. A deployment of several samples a call keeps them together, as it was
+        measured.
+
+        Args:
+            image: whether the network reads images; their scales are found once, when a file is made.
+        """
+        return (self.runtime, self.precision, self.batch) == ("onnxruntime", "int8", 1) and not image
+
     @property
     def misfit(self) -> str | None:
         """Why no machine can run this, such as a precision that the runtime does not have; None if some can."""

@@ -58,6 +58,9 @@ class Manifest:
     opset: int | None = None
     #: Sizes that every call of the model files has; None: any.
     fixed: FixedSizes | None = None
+    #: Tokens that neighbouring windows of a context share, where it answers questions; None elsewhere, or of a release that did
+    #: not say.
+    doc_stride: int | None = None
     #: What went into it, by name: hashes of the content of the model, the data and the super-network, or a name on a hub.
     made_from: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION

@@ -179,6 +179,41 @@ def test_text_batches_hold_every_row_once_with_little_padding(tmp_path: Path, to
     assert sorted(seen) == list(range(len(split)))
 
 
+class Read:
+    """A tokenizer that keeps how many characters it was given at a time."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.characters = inner, list[int]()
+
+    def __call__(self, texts: list[str], pairs: list[str] | None = None, **options: Any) -> Any:
+        self.characters.append(sum(map(len, [*texts, *(pairs or [])])))
+        return self.inner(texts, pairs, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+@pytest.mark.parametrize(
+    ("text", "most"),
+    [
+        ("good film " * 20_000, 2_000), ("good " * 5, 2_000), (" " * 100_000 + "bad film " * 30, None),
+        ("x" * 100_000 + " good" * 30, None), ("very bad" + " " * 100_000, None),
+    ],
+)  # fmt: skip
+def test_a_text_is_read_as_far_as_it_is_kept(tmp_path: Path, text: str, most: int | None) -> None:
+    processor = Processor(str(write_text_model(tmp_path / "model")), TEXT, 16)
+    whole, read = processor.inner, Read(processor.inner)
+    processor.inner = read
+    for pairs in (None, ["bad good"]):
+        expected = whole([text], pairs, truncation="longest_first", max_length=16)
+        assert processor.encode_texts([text], pairs) == dict(expected)
+    assert most is None or max(read.characters) < most
+    processor.inner = whole
+    rooms = processor.room_beside([text, "good"])
+    assert rooms[1] == 12
+    assert rooms[0] == 13 - len(whole.tokenize(text)) or rooms[0] < 0
+
+
 def _png(value: int) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(np.full((8, 8), value, dtype=np.uint8)).save(stream, "PNG")

@@ -80,6 +80,23 @@ def test_dynamic(tiny_bert: Any, tmp_path: Path) -> None:
         assert run(path, Deployment("onnxruntime", "int8"), inputs).shape == (batch, 3)
 
 
+def test_a_row_of_dynamic_int8_is_answered_as_it_is_alone(tiny_bert: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model_int8.onnx"
+    quantize_onnx_dynamic(tiny_bert.onnx, path)
+    inputs = {name: value.numpy() for name, value in tiny_bert.inputs(5, 20).items()}
+    lengths = [20, 3, 11, 20, 7]
+    for row, length in enumerate(lengths):
+        inputs["attention_mask"][row, length:] = 0
+    rows = [
+        {name: array[row : row + 1, :length] for name, array in inputs.items()} for row, length in enumerate(lengths)
+    ]
+    own = Deployment("onnxruntime", "int8")
+    alone = np.concatenate([run(path, own, row) for row in rows])
+    assert np.array_equal(run(path, own, inputs), alone)
+    # A deployment of several samples a call is run as it was measured: its scales are those of the whole call.
+    assert not np.array_equal(run(path, Deployment("onnxruntime", "int8", batch=5), inputs), alone)
+
+
 def test_static(tiny_vit: Any, tmp_path: Path) -> None:
     path = tmp_path / "new" / "model_int8.onnx"
     quantize_onnx_static(tiny_vit.onnx, path, [{**sample, "unused": np.ones(1)} for sample in samples(tiny_vit)])

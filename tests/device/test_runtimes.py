@@ -17,6 +17,7 @@ from instatune_deploy.device.lowering.openvino import to_openvino
 from instatune_deploy.device.lowering.torch import export_torch
 from instatune_deploy.device.runtimes.base import get_runtime
 from instatune_deploy.device.runtimes.openvino import FixedShapeSession
+from instatune_deploy.device.runtimes.rows import RowSession
 from instatune_deploy.errors import ArtifactError, MeasurementError, TargetError, UnknownNameError
 from instatune_deploy.values.deployment import Deployment
 
@@ -80,6 +81,33 @@ def test_damaged_and_absent_files_are_one_line(tmp_path: Path, runtime: str) -> 
         with pytest.raises(ArtifactError, match=path.name) as caught:
             get_runtime(runtime).load(path, Deployment(runtime))
         assert "\n" not in str(caught.value)
+
+
+class OfTokens:
+    """A session with outputs of tokens, one number each and two, and how often it has run."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def run(self, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        self.runs += 1
+        ids = inputs["input_ids"].astype(np.float32)
+        return ids, np.stack([ids, -ids], axis=-1)
+
+    def close(self) -> None: ...
+
+
+def test_rows_alone_give_outputs_of_tokens_in_their_places() -> None:
+    inner = OfTokens()
+    session = RowSession(Path("model_int8.onnx"), inner, ["input_ids", "attention_mask"])
+    mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 1, 0]])
+    inputs = {"input_ids": np.arange(1, 13).reshape(3, 4), "attention_mask": mask}
+    numbers, pairs = session.run(inputs)
+    assert numbers.tolist() == [[1, 2, 0, 0], [5, 6, 7, 8], [9, 10, 11, 0]]
+    np.testing.assert_array_equal(pairs, np.stack([numbers, -numbers], axis=-1))
+    assert inner.runs == 3
+    with pytest.raises(MeasurementError, match="needs input attention_mask"):
+        session.run({"input_ids": inputs["input_ids"]})
 
 
 def test_precision_is_always_set_and_never_silently_another(tiny_bert: Any) -> None:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from transformers import AutoModelForSequenceClassification
 
+from instatune_deploy import exporting
+from instatune_deploy.data.heads import get_head
 from instatune_deploy.device.lowering.signature import read_signature
 from instatune_deploy.elastic.supernet import Supernet, save_supernet
 from instatune_deploy.pipeline import start_job
 from instatune_deploy.stages.export import open_artifact
+from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.fixed import FixedSizes
 from instatune_deploy.values.hashing import content_key
-from instatune_deploy.values.recipe import read_recipe
+from instatune_deploy.values.recipe import Task, read_recipe
 from instatune_deploy.workspace import Workspace
 from tests.helpers import call_main, write_project
 
@@ -53,6 +58,18 @@ def test_opset_and_sizes_are_what_was_asked_for(call: Call, tmp_path: Path) -> N
     artifact = open_artifact(tmp_path / "made")
     assert (artifact.manifest.opset, artifact.manifest.fixed) == (18, FixedSizes(1, 16))
     assert {tensor.dims for tensor in read_signature(artifact.model_file()).inputs} == {(1, 16)}
+
+
+@pytest.mark.parametrize(("task", "stride"), [("question-answering", 7), ("text-classification", None)])
+def test_the_stride_of_windows_goes_with_what_answers_questions(
+    task: Task, stride: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, given = MagicMock(), dict[str, Any]()
+    job.recipe.data.doc_stride, job.processor.head = 7, get_head(task)
+    monkeypatch.setattr(exporting, "export", lambda *_, **options: given.update(options))
+    monkeypatch.setattr(exporting, "_samples", lambda _: {})
+    exporting.export_network(job, MagicMock(), MagicMock(), Deployment("onnxruntime"), Path("made"), None)
+    assert given["doc_stride"] == stride
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,7 @@ def test_more_rows_than_a_call_takes_are_answered(artifact: Artifact, http: http
     expected = reference(artifact, tokens(artifact, texts))["logits"]
     assert np.abs(np.reshape(found["data"], found["shape"]) - expected).max() < 1e-5
     refused = infer(http, text_body(*["good"] * 1100))
-    assert (refused.status_code, "rows wait already, of at most 1024" in refused.json()["error"]) == (429, True)
+    assert (refused.status_code, "at most 1024 are taken: send fewer" in refused.json()["error"]) == (400, True)
 
 
 BAD = {
@@ -223,7 +223,7 @@ def test_grpc_refuses_with_its_codes(artifact: Artifact, served: Served) -> None
         good = text_input(triton_grpc, ["good"])
         refused([good], "NOT_FOUND", "Model tony not found", model="tony")
         refused([text_input(triton_grpc, ["a" * LIMIT])], "RESOURCE_EXHAUSTED", "larger than max")
-        refused([text_input(triton_grpc, ["good"] * 1100)], "RESOURCE_EXHAUSTED", "rows wait already")
+        refused([text_input(triton_grpc, ["good"] * 1100)], "INVALID_ARGUMENT", "send fewer at a time")
         refused(
             token_inputs(triton_grpc, {**arrays, "input_ids": arrays["input_ids"] + 99}), "INVALID_ARGUMENT", "outside"
         )

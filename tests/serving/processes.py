@@ -27,10 +27,12 @@ from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.stages.export import Artifact, export
 from instatune_deploy.values.deployment import Deployment
+from instatune_deploy.values.fixed import FixedSizes
 from instatune_deploy.values.recipe import Task
 from instatune_deploy.values.space import Architecture, SearchSpace
-from tests.task_data import TOKENS, write_body
+from tests.task_data import SECTIONS, TOKENS, write_body
 
+ORT = Deployment("onnxruntime")
 _MODELS: dict[Task, tuple[Any, int]] = {
     "text-classification": (AutoModelForSequenceClassification, 3),
     "text-regression": (AutoModelForSequenceClassification, 1),
@@ -40,8 +42,11 @@ _MODELS: dict[Task, tuple[Any, int]] = {
 _SPACE = SearchSpace.homogeneous(3, [2, 3], [2, 4], [16, 64])
 
 
-def export_text(task: Task, directory: Path, architecture: str = "2L[4-64 2-16]") -> Artifact:
-    """The artifact of an untrained sub-network for a task of texts; its classes are ``LABEL_0`` and so on.
+def export_text(
+    task: Task, directory: Path, architecture: str = "2L[4-64 2-16]", *, tokens: int = TOKENS,
+    deployment: Deployment = ORT, fixed: FixedSizes | None = None,
+) -> Artifact:  # fmt: skip
+    """The artifact of an untrained sub-network for a task of texts, cut to `tokens`; its classes are ``LABEL_0`` and so on.
 
     Its weights are large enough to make a difference.
     """
@@ -50,13 +55,13 @@ def export_text(task: Task, directory: Path, architecture: str = "2L[4-64 2-16]"
     network = auto.from_pretrained(path, num_labels=classes)
     for parameter in network.parameters():
         parameter.data.mul_(4)
-    ids = np.random.default_rng(0).integers(5, 18, (3, TOKENS))
+    ids = np.random.default_rng(0).integers(5, 18, (3, tokens))
     samples = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     chosen = Architecture.parse(architecture)
     return export(
-        Supernet(network, _SPACE).extract(chosen), chosen, Deployment("onnxruntime"),
-        model_shape(network, TOKENS), Processor(str(path), task, TOKENS), samples, [samples], directory / "artifact",
-        target="cpu-test", metric="accuracy", predicted=None,
+        Supernet(network, _SPACE).extract(chosen), chosen, deployment,
+        model_shape(network, tokens), Processor(str(path), task, tokens), samples, [samples], directory / "artifact",
+        target="cpu-test", metric="accuracy", predicted=None, fixed=fixed, doc_stride=SECTIONS[task].get("doc_stride"),
     )  # fmt: skip
 
 
@@ -65,6 +70,15 @@ def reference(artifact: Artifact, inputs: dict[str, np.ndarray]) -> dict[str, np
     session = onnxruntime.InferenceSession(artifact.directory / "model.onnx", providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def run_code(code: str, *arguments: object) -> str:
+    """What Python code prints in a process of its own, in which the server's modules can be imported."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert found.returncode == 0, found.stderr
+    return found.stdout
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,8 @@ import pytest
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
+
+from tests.serving.processes import run_code
 
 ORIENTATION = 0x0112
 DECODE = """
@@ -35,14 +35,6 @@ print(json.dumps([_limits(SimpleNamespace(vocab_size=100, **own), {"token_type_i
 """
 
 
-def run(code: str, *arguments: str | Path) -> str:
-    found = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    assert found.returncode == 0, found.stderr
-    return found.stdout
-
-
 @pytest.mark.parametrize("orientation", [1, 6])
 def test_a_photo_is_turned_as_it_is_for_training(orientation: int, tmp_path: Path) -> None:
     pixels = np.zeros((24, 40, 3), dtype=np.uint8)
@@ -53,7 +45,7 @@ def test_a_photo_is_turned_as_it_is_for_training(orientation: int, tmp_path: Pat
     Image.fromarray(pixels).save(file, "PNG", exif=exif)
     rows = Dataset.from_dict({"image": [{"bytes": file.getvalue()}]}, features=Features(image=ImageFeature()))
     (tmp_path / "photo.png").write_bytes(file.getvalue())
-    run(DECODE, tmp_path / "photo.png", tmp_path / "served.npy")
+    run_code(DECODE, tmp_path / "photo.png", tmp_path / "served.npy")
     served = np.load(tmp_path / "served.npy")
     assert np.array_equal(served, np.asarray(rows[0]["image"].convert("RGB")))
     assert (served.shape == (24, 40, 3)) == (orientation == 1)
@@ -61,5 +53,5 @@ def test_a_photo_is_turned_as_it_is_for_training(orientation: int, tmp_path: Pat
 
 def test_segments_are_taken_as_tokenizers_give_them_where_the_network_looks_at_none() -> None:
     configs = [{"type_vocab_size": 2}, {"type_vocab_size": 0}, {}, {"type_vocab_size": 1}]
-    found = json.loads(run(LIMITS, json.dumps(configs)))
+    found = json.loads(run_code(LIMITS, json.dumps(configs)))
     assert [limits["token_type_ids"] for limits in found] == [2, 2, 2, 1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,15 +38,19 @@ class FixedSizeSession:
             raise MeasurementError(f"{self._path} reads texts of {most} tokens, found {tokens}")
         found = [self._session.run(part) for part in filled(arrays, self._inputs, self._sizes)]
         outputs = [np.concatenate(parts)[:count] for parts in zip(*found, strict=True)]
-        # Of tokens: (batch, tokens, classes), or one of several of (batch, tokens), such as where an answer begins and ends.
         return tuple(
-            output[:, :tokens] if tokens and (output.ndim == 3 or len(outputs) > 1) and output.shape[1] == most else output
-            for output in outputs
-        )  # fmt: skip
+            output[:, :tokens] if tokens and of_tokens(output, outputs, most) else output for output in outputs
+        )
 
     def close(self) -> None:
         """See `Session.close`."""
         self._session.close()
+
+
+def of_tokens(output: np.ndarray, outputs: Sequence[np.ndarray], tokens: int) -> bool:
+    """Whether one of a network's outputs has values of each of `tokens`: of shape (batch, tokens, classes), or one of several
+    of (batch, tokens), such as where an answer begins and ends."""
+    return (output.ndim == 3 or len(outputs) > 1) and output.shape[1] == tokens
 
 
 def filled(

@@ -13,6 +13,7 @@ import onnxruntime
 
 from instatune_deploy.device.runtimes.base import Session, check_deployment, feed
 from instatune_deploy.device.runtimes.fixed import with_fixed_sizes
+from instatune_deploy.device.runtimes.rows import RowSession
 from instatune_deploy.errors import ArtifactError, TargetError
 from instatune_deploy.values.deployment import Deployment
 
@@ -96,7 +97,9 @@ class OnnxRuntime:
             node.name: (tuple(size if isinstance(size, int) else -1 for size in node.shape), "int" in node.type)
             for node in session.get_inputs()
         }
-        return with_fixed_sizes(path, OnnxSession(path, session), inputs)
+        found = with_fixed_sizes(path, OnnxSession(path, session), inputs)
+        image = not all(whole and len(shape) == 2 for shape, whole in inputs.values())
+        return RowSession(path, found, inputs) if deployment.runs_rows_alone(image=image) else found
 
     def options(self, deployment: Deployment) -> dict[str, str]:
         """See `Runtime.options`."""
