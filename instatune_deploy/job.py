@@ -19,7 +19,7 @@ from instatune_deploy.elastic.pretrained import check_reads, load_config, load_p
 from instatune_deploy.elastic.probing import longest_text
 from instatune_deploy.elastic.subnetwork import check_space
 from instatune_deploy.elastic.supernet import Supernet
-from instatune_deploy.elastic.training import check_report_to
+from instatune_deploy.elastic.training import check_recomputing, check_report_to
 from instatune_deploy.errors import (
     CheckpointError,
     RecipeError,
@@ -96,7 +96,7 @@ class Job:
                 "space: holds the full network alone, so that there is nothing to choose from: give more depths or sizes"
             )
         check_report_to(self.recipe.finetune.report_to)
-        self.load_model()
+        check_recomputing(self.recipe.finetune, self.load_model())
         for split in (self.data.train, self.data.search, self.report_split):
             self.report(f"{split.name} split: {len(split)} samples")
         self.processor.head.check_metric(self.recipe.metric, self.data.classes)

@@ -23,9 +23,14 @@ from instatune_deploy.values.hashing import content_key, sha256_file
 Value = TypeVar("Value")
 
 
+#: What `datasets` writes beside the files that it reads.
+_CACHES = "cache-*.arrow"
+
+
 def tree_key(path: Path) -> str:
-    """A hash of the names and bytes of all files below `path` (or of the one file)."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    """A hash of the names and bytes of all files below `path` (or of the one file); what `datasets` wrote there does not count."""
+    inside = (p for p in path.rglob("*") if p.is_file() and not p.match(_CACHES))
+    files = [path] if path.is_file() else sorted(inside)
     return content_key(*((str(p.relative_to(path)), sha256_file(p)) for p in files))
 
 

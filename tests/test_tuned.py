@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,10 @@ from instatune_deploy.data.processor import Processor
 from instatune_deploy.exporting import better_of
 from instatune_deploy.stages.evaluate import Evaluator
 from instatune_deploy.stages.evaluate.runs import metric_of
+from instatune_deploy.stages.tune import tune
+from instatune_deploy.values.recipe import FinetuneSection
 from instatune_deploy.values.space import Architecture
+from instatune_deploy.workspace import Workspace
 from tests.helpers import make_text_task
 
 Prepared = tuple[PreTrainedModel, PreTrainedModel, Split, Processor]
@@ -44,6 +49,29 @@ def test_the_metric_of_a_network_is_its_metric_in_the_super_network(tmp_path: Pa
     networks: list[Architecture] = [supernet.full, *supernet.space.sample(3, seed=1)]
     for found in evaluate(networks):
         assert metric_of(supernet.extract(found.architecture), data.search, processor, "accuracy") == found.value
+
+
+def test_layers_that_are_computed_again_are_matched_with_the_teachers_as_ever(tmp_path: Path) -> None:
+    supernet, data, processor = make_text_task(tmp_path / "task")
+    teacher = copy.deepcopy(supernet.model)
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    found = []
+    for again in (False, True):
+        settings = FinetuneSection.model_validate(
+            {"epochs": 1, "attention_weight": 1, "hidden_weight": 1, "gradient_checkpointing": again}
+        )
+        workspace = Workspace(tmp_path / f"run-{again}")
+        network = tune(
+            supernet, supernet.space.smallest, teacher, settings, data, processor, workspace, key="k", seed=0,
+            report=lambda line: None,
+        )  # fmt: skip
+        (history,) = workspace.path("training").iterdir()
+        found.append((json.loads(history.read_text()), network.state_dict()))
+    (plain, weights), (recomputed, others) = found
+    assert recomputed == plain
+    assert all(torch.allclose(weights[name], others[name], atol=1e-6) for name in weights)
 
 
 def test_what_became_better_is_kept(prepared: Prepared) -> None:

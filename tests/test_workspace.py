@@ -64,6 +64,8 @@ def test_keys_follow_content_and_names(tmp_path: Path) -> None:
     write_text(tree / "b" / "c", "2")
     key = tree_key(tree)
     assert tree_key(tree) == key
+    write_text(tree / "b" / "cache-0123456789abcdef.arrow", "written by datasets when somebody reads what is there")
+    assert tree_key(tree) == key
     (tree / "b" / "c").rename(tree / "b" / "d")
     assert tree_key(tree) != key
     assert tree_key(tree / "a") != tree_key(tree / "b" / "d")

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import csv
+import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset, load_from_disk
+from datasets import config as datasets_config
 from pyarrow.dataset import ParquetFragmentScanOptions
 
 from instatune_deploy.data.heads import get_head
 from instatune_deploy.data.heads.base import Head, element_of
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.errors import DatasetError
+from instatune_deploy.values.hashing import content_key
 from instatune_deploy.values.recipe import DataSection, Task
 
 #: A model's outputs: row numbers, and for each of the head's outputs an array, batch first.
@@ -28,6 +33,10 @@ _READING: dict[str, dict[str, Any]] = {
     ".tsv": {"delimiter": "\t"},
     ".parquet": {"fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)},
 }
+
+
+#: A field in quotes, those inside it doubled.
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 @dataclass(frozen=True)
@@ -186,10 +195,12 @@ def read_rows(source: str) -> Dataset:
     path = Path(source)
     try:
         if path.is_file() and path.suffix in FILE_KINDS:
-            options = _READING.get(path.suffix, {})
+            options = dict(_READING.get(path.suffix, {}))
+            if path.suffix == ".tsv":
+                options["quoting"] = _quoting(path)
             rows = load_dataset(FILE_KINDS[path.suffix], data_files=str(path), split="train", **options)
         elif path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
-            rows = load_from_disk(str(path))
+            rows = load_from_disk(str(_linked(path)))
         elif path.is_dir():
             rows = load_dataset("imagefolder", data_dir=str(path), split="train")
         elif source.startswith((".", "/")) or path.suffix in FILE_KINDS:
@@ -210,3 +221,30 @@ def read_rows(source: str) -> Dataset:
     if len(rows) == 0:
         raise DatasetError(f"{source}: is empty")
     return rows
+
+
+def _quoting(path: Path) -> int:
+    """What quotes are in a file of tab-separated values, in the terms of `csv`: text, as in those of GLUE, where a field begins
+    with one and is none in quotes, unless a row goes over several lines; else they stand around fields."""
+    found, columns = csv.QUOTE_MINIMAL, 0
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in filter(str.strip, lines):
+            fields = line.rstrip("\n").split("\t")
+            columns = columns or len(fields)
+            if len(fields) != columns:
+                return csv.QUOTE_MINIMAL
+            if any(field.startswith('"') and not _QUOTED.fullmatch(field) for field in fields):
+                found = csv.QUOTE_NONE
+    return found
+
+
+def _linked(path: Path) -> Path:
+    """A directory of links to what `save_to_disk` wrote, in the cache of `datasets`, which writes what it makes of rows beside
+    the files that it reads them from: a user's directory is not to change."""
+    saved = sorted((str(file), file.stat().st_mtime_ns) for file in path.resolve().glob("*.json"))
+    linked = Path(datasets_config.HF_DATASETS_CACHE) / "saved_to_disk" / content_key(*saved)
+    linked.mkdir(parents=True, exist_ok=True)
+    for file in path.resolve().iterdir():
+        with suppress(FileExistsError):
+            (linked / file.name).symlink_to(file)
+    return linked

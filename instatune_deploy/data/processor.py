@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from instatune_deploy.data.columns import lengths
 from instatune_deploy.data.heads import get_head
@@ -195,8 +196,25 @@ def _load(name: str, reads: Literal["text", "image"], *, add_prefix_space: bool 
         options["add_prefix_space"] = add_prefix_space
     what = "tokenizer" if reads == "text" else "image processor"
     try:
-        return kind.from_pretrained(name, **options)
+        found = kind.from_pretrained(name, **options)
     except (AttributeError, KeyError, TypeError):  # its files are not there, or transformers knows none of the family
         raise CheckpointError(f"{name}: no {what} can be loaded: the model comes without, save one beside it") from None
     except (OSError, ValueError, ImportError) as error:
         raise CheckpointError(f"{name}: no {what} can be loaded: {' '.join(str(error).split())[:300]}") from None
+    if reads == "text":
+        _give_what_is_read(found, name)
+    return found
+
+
+def _give_what_is_read(tokenizer: Any, name: str) -> None:
+    """Let a model's tokenizer make what the model's forward takes alone, also once it is saved: a DistilBERT may come with the
+    tokenizer of a BERT, which makes `token_type_ids`, too."""
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        model: Any = MODEL_MAPPING[type(config)]
+    except (OSError, ValueError, KeyError):  # a tokenizer without a model, or with one that transformers does not know
+        return
+    taken = inspect.signature(model.forward).parameters
+    read = [made for made in tokenizer.model_input_names if made in taken]
+    if read != tokenizer.model_input_names:
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = read

@@ -15,10 +15,14 @@ class BucketSampler(Sampler[int]):
         rows: number of rows.
         lengths: of each row, if it has one, shape (rows,): batches then hold rows of like length, which saves padding.
         batch_size: rows a batch.
+        drop_single: whether an epoch goes without the row that would be a last batch of its own; it is another row each time.
     """
 
-    def __init__(self, rows: int, lengths: np.ndarray | None, batch_size: int, *, seed: int) -> None:
+    def __init__(
+        self, rows: int, lengths: np.ndarray | None, batch_size: int, *, seed: int, drop_single: bool = False
+    ) -> None:
         self.rows, self.lengths, self.batch_size, self.seed = rows, lengths, batch_size, seed
+        self._seen = rows - 1 if drop_single and rows % batch_size == 1 else rows
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -26,7 +30,7 @@ class BucketSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.rows
+        return self._seen
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng((self.seed, self.epoch))
@@ -41,4 +45,4 @@ class BucketSampler(Sampler[int]):
             shuffled = rng.permutation(whole)
             batches = order[: whole * self.batch_size].reshape(whole, self.batch_size)
             order = np.concatenate([batches[shuffled].reshape(-1), order[whole * self.batch_size :]])
-        return map(int, order)
+        return map(int, order[: self._seen])

@@ -6,7 +6,7 @@ import copy
 import inspect
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +89,15 @@ class StandardElasticTrainer(ElasticTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         output = self._run(model, inputs, None).output
         return (output.loss, output) if return_outputs else output.loss
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+        """Trainer's own, of the full network. Rows without labels have no loss, and Trainer asks the model itself."""
+
+        def full(**batch: Tensor) -> Any:
+            return self._run(model, batch, None).output
+
+        labelled = all(inputs.get(name) is not None for name in self.label_names)
+        return super().prediction_step(model if labelled else cast("nn.Module", full), inputs, *arguments, **options)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The super-network, as Hugging Face writes a model, with its search space beside it; what processes its inputs, too."""

@@ -25,9 +25,10 @@ from instatune_deploy.elastic.processes import kept_precision
 from instatune_deploy.elastic.recording import recorded
 from instatune_deploy.elastic.sampler import BucketSampler
 from instatune_deploy.elastic.sharding import shard_on_cpus
+from instatune_deploy.elastic.statistics import batch_norms
 from instatune_deploy.elastic.subnetwork import model_layers
 from instatune_deploy.elastic.supernet import Supernet
-from instatune_deploy.errors import TrainingError
+from instatune_deploy.errors import TrainingError, UsageError
 from instatune_deploy.values.space import Architecture
 
 
@@ -38,10 +39,19 @@ class BucketTrainer(Trainer):
     Args:
         rates: learning rates of the parts of the network.
         **trainer_arguments: `transformers.Trainer`'s own, such as `model`, `args` and `train_dataset`.
+
+    Raises:
+        UsageError: layers with batch norms are to be computed again in the backward pass.
     """
 
     def __init__(self, *, rates: RateSettings | None = None, **trainer_arguments: Any) -> None:
         super().__init__(**trainer_arguments)
+        trained: Any = self.model
+        self._has_batch_norms = bool(batch_norms(trained))
+        if self.args.gradient_checkpointing and self._has_batch_norms:
+            raise UsageError(
+                "gradient_checkpointing: batch norms would count each batch twice where layers are computed again"
+            )
         self.rates = rates or RateSettings()
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -69,7 +79,9 @@ class BucketTrainer(Trainer):
         tokens = lengths(rows, "input_ids") if "input_ids" in getattr(rows, "column_names", ()) else None
         # Processes take batches in turn: like lengths must meet across all of them.
         size = self.args.train_batch_size * self.args.world_size
-        return BucketSampler(len(rows), tokens, size, seed=self.args.seed)
+        # One row alone has no variance for a batch norm.
+        drop_single = self._has_batch_norms and len(rows) > size
+        return BucketSampler(len(rows), tokens, size, seed=self.args.seed, drop_single=drop_single)
 
     def create_optimizer(self) -> torch.optim.Optimizer:
         """Trainer's own, with a group of parameters for each learning rate."""

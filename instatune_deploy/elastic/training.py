@@ -27,10 +27,11 @@ from instatune_deploy.elastic.losses import ElasticLoss
 from instatune_deploy.elastic.optimizer import RateSettings, WeightAverage
 from instatune_deploy.elastic.processes import is_main_process, kept_precision, process_count
 from instatune_deploy.elastic.sharding import check_checkpoint, check_sharding, gather_weights
+from instatune_deploy.elastic.statistics import batch_norms
 from instatune_deploy.elastic.subnetwork import CONFIG_KEY, build_subnetwork, load_state, model_layers
 from instatune_deploy.elastic.supernet import Supernet
 from instatune_deploy.elastic.trainer import DistillingTrainer, ElasticTrainer, KeepDrawer
-from instatune_deploy.errors import UsageError
+from instatune_deploy.errors import RecipeError, UsageError
 from instatune_deploy.values.macs import NetworkShape
 from instatune_deploy.values.progress import Counted
 from instatune_deploy.values.recipe import FinetuneSection, TrainingSection
@@ -94,6 +95,20 @@ def check_report_to(report_to: Sequence[str]) -> None:
             raise UsageError(f"finetune.report_to: {name} is not installed: pip install {name}")
 
 
+def check_recomputing(settings: FinetuneSection, model: PreTrainedModel) -> None:
+    """Make sure that no layer that is to be computed again has a batch norm, which would count each batch twice.
+
+    Raises:
+        RecipeError: one has.
+    """
+    for key, training in (("finetune", settings), ("finetune.teacher", settings.teacher)):
+        if training is not None and training.gradient_checkpointing and batch_norms(model):
+            raise RecipeError(
+                f"{key}.gradient_checkpointing: a {model.config.model_type} has batch norms, which would count each batch "
+                "twice: set it to false"
+            )
+
+
 def trainer_arguments(
     settings: TrainingSection, rows: Split, processor: Processor, checkpoints: Path, seed: int, report: Report,
     *, report_to: Sequence[str] = (),
@@ -117,6 +132,8 @@ def trainer_arguments(
         gradient_accumulation_steps=settings.gradient_accumulation,
         warmup_ratio=settings.warmup_ratio, weight_decay=settings.weight_decay, bf16=settings.bf16,
         gradient_checkpointing=settings.gradient_checkpointing,
+        # The other kind keeps no gradients of what is looked at inside layers, such as attention outputs.
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         save_strategy="steps", save_steps=0.1, save_total_limit=2, logging_steps=0.05, report_to=list(report_to) or "none",
         run_name=checkpoints.name, logging_dir=str(checkpoints.parents[1] / "logs" / checkpoints.name),
         disable_tqdm=True, remove_unused_columns=False, label_names=list(processor.head.label_columns), seed=seed, data_seed=seed,

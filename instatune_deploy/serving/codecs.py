@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from mlserver.errors import InferenceError
 from mlserver.types import MetadataTensor
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy.special import softmax
 
 from instatune_deploy.data.heads.questions import best_span
+from instatune_deploy.data.images import to_rgb
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.serving.batcher import MAX_WAITING
 from instatune_deploy.serving.tensors import Input, Output, metadata, read_bytes, read_texts
@@ -276,7 +277,7 @@ def _decoded(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data))
         if image.width * image.height <= _MAX_PIXELS:
-            return ImageOps.exif_transpose(image).convert("RGB")  # as `datasets` reads the rows that are trained on
+            return to_rgb(image)
     except Exception as error:  # decoders raise what they like
         raise InferenceError(f"input image: an image cannot be decoded: {' '.join(str(error).split()):.200}") from None
     raise InferenceError(f"input image: {image.width}x{image.height} pixels, at most {_MAX_PIXELS} are decoded")

@@ -320,7 +320,7 @@ class Recipe(Section):
     percentile: Literal["p50", "p90", "p99"] = "p50"
     max_drop: Annotated[float, pydantic.Field(ge=0)] | None = None
     tune_epochs: Annotated[float, pydantic.Field(ge=0)] = 0
-    seed: int = 0
+    seed: Annotated[int, pydantic.Field(ge=0, lt=2**32)] = 0  # as NumPy takes them
 
     @pydantic.field_validator("metric")
     @classmethod

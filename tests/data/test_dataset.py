@@ -7,18 +7,20 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 from PIL import Image
-from transformers import ViTImageProcessor
+from transformers import AutoTokenizer, ViTImageProcessor
 
-from instatune_deploy.data.dataset import open_report_split, open_task_data
+from instatune_deploy.data.dataset import open_report_split, open_task_data, read_rows
 from instatune_deploy.data.metrics import score
 from instatune_deploy.data.processor import Processor
 from instatune_deploy.errors import CheckpointError, DatasetError, UnknownNameError
 from instatune_deploy.values.recipe import DataSection
-from tests.helpers import make_family, write_text_data, write_text_model
+from instatune_deploy.workspace import tree_key
+from tests.helpers import make_family, write_image_data, write_image_model, write_text_data, write_text_model
 
 TEXT = "text-classification"
 
@@ -121,6 +123,43 @@ def test_csv_json_lines_and_saved_directories_give_the_same_rows(tmp_path: Path,
     assert all(part == found[0] for part in found)
 
 
+@pytest.mark.parametrize("task", [TEXT, "image-classification"])
+def test_a_saved_directory_stays_as_it_is(tmp_path: Path, task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache)
+    write, write_model = (write_text_data, write_text_model) if task == TEXT else (write_image_data, write_image_model)
+    processor = Processor(str(write_model(tmp_path / "model")), task, 16)
+    Dataset.from_parquet(str(write(tmp_path / "t.parquet", 60, seed=0))).save_to_disk(tmp_path / "saved")
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "saved").iterdir())
+    key = tree_key(tmp_path / "saved")
+    data = open_task_data(section(tmp_path / "saved"), task, processor, seed=0)
+    report = open_report_split(section(tmp_path / "saved"), task, processor, seed=0)
+    assert len(data.train.rows[:]["labels"]) + len(data.search.rows[:]["labels"]) + len(report.rows[:]["labels"]) == 60
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in (tmp_path / "saved").iterdir()) == before
+    assert tree_key(tmp_path / "saved") == key
+    files = [Path(file["filename"]) for rows in (data.train.rows, report.rows) for file in rows.cache_files]
+    assert files  # rows are not in memory
+    assert all(cache in file.parents for file in files)
+
+
+def test_a_directory_that_was_saved_anew_is_read_anew(tmp_path: Path) -> None:
+    for texts in (["good film"] * 3, ["bad film"] * 2):
+        Dataset.from_dict({"text": texts}).save_to_disk(tmp_path / "saved")
+        assert read_rows(str(tmp_path / "saved"))["text"][:] == texts
+
+
+def test_quotes_in_tab_separated_files_are_text_unless_they_stand_around_fields(tmp_path: Path) -> None:
+    glue = ['"good', 'film "', "bad", 'a "fine" plot', '"very" sad', '"', '"quoted"']
+    (tmp_path / "glue.tsv").write_text("text\tlabel\n" + "".join(f"{text}\t1\n" for text in glue))
+    assert read_rows(str(tmp_path / "glue.tsv"))["text"][:] == glue
+    quoted = ['"good', 'film "', "bad\tfilm", "of\nlines", "plain", '"quoted"']
+    Dataset.from_dict({"text": quoted, "label": [1] * 6}).to_csv(tmp_path / "quoted.tsv", sep="\t")
+    assert read_rows(str(tmp_path / "quoted.tsv"))["text"][:] == quoted
+    one_a_line = [text for text in quoted if "\n" not in text and "\t" not in text]
+    Dataset.from_dict({"text": one_a_line, "label": [1] * 4}).to_csv(tmp_path / "lines.tsv", sep="\t")
+    assert read_rows(str(tmp_path / "lines.tsv"))["text"][:] == one_a_line
+
+
 def test_class_names_become_indices(tmp_path: Path, tokenizer: Processor) -> None:
     names = write(tmp_path / "names.parquet", {"text": ["film"] * 60, "label": ["pos", "neg"] * 30})
     data = open_task_data(section(names), TEXT, tokenizer, seed=0)
@@ -214,9 +253,25 @@ def test_a_text_is_read_as_far_as_it_is_kept(tmp_path: Path, text: str, most: in
     assert rooms[0] == 13 - len(whole.tokenize(text)) or rooms[0] < 0
 
 
-def _png(value: int) -> bytes:
+def test_a_tokenizer_makes_what_its_model_reads_alone(tmp_path: Path) -> None:
+    """DistilBERTs are saved with tokenizers of BERTs, which make segments, too."""
+    write_text_model(tmp_path / "model")
+    model = make_family("distilbert").model
+    model.save_pretrained(tmp_path / "model")
+    processor = Processor(str(tmp_path / "model"), TEXT, 16)
+    rows = open_task_data(
+        section(write_text_data(tmp_path / "t.parquet", 90, seed=0)), TEXT, processor, seed=0
+    ).train.rows
+    assert set(next(processor.batches(rows, 4))[1]) == {"input_ids", "attention_mask"}
+    assert model(**next(processor.labelled_batches(rows, 4))).loss > 0
+    processor.save(tmp_path / "saved")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert set(saved("good film", "bad plot")) == {"input_ids", "attention_mask"}
+
+
+def _png(value: int, dtype: Any = np.uint8) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(np.full((8, 8), value, dtype=np.uint8)).save(stream, "PNG")
+    Image.fromarray(np.full((8, 8), value, dtype=dtype)).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -225,15 +280,18 @@ def test_images_come_as_bytes_or_arrays(tmp_path: Path) -> None:
     processor = Processor(str(tmp_path / "model"), "image-classification", 1)
     as_bytes = write(tmp_path / "b.parquet", {"image": [_png(4 * i) for i in range(60)], "label": [0, 1] * 30})
     arrays = [[[4 * i] * 8] * 8 for i in range(60)]
+    deep = [_png(257 * 4 * i, np.uint16) for i in range(60)]
+    of_16_bits = write(tmp_path / "d.parquet", {"image": deep, "label": [0, 1] * 30})
     as_arrays = write(tmp_path / "a.parquet", {"image": arrays, "label": [0, 1] * 30})
     found = []
-    for path in (as_bytes, as_arrays):
+    for path in (as_bytes, as_arrays, of_16_bits):
         split = open_task_data(section(path), "image-classification", processor, seed=0).search
         numbers, inputs = next(processor.batches(split.rows, 20))
         assert numbers.tolist() == list(range(20))
         assert inputs["pixel_values"].shape == (20, 3, 8, 8)
         found.append(inputs["pixel_values"])
     assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
     broken = write(tmp_path / "c.parquet", {"image": [b"no image"] * 60, "label": [0, 1] * 30})
     split = open_task_data(section(broken), "image-classification", processor, seed=0).search
     with pytest.raises(DatasetError, match="an image cannot be decoded"):

@@ -4,23 +4,36 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import ConvNextImageProcessor, ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+from datasets import Dataset
+from transformers import (
+    ConvNextImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+    TrainerCallback,
+    ViTImageProcessor,
+    default_data_collator,
+)
 
+from instatune_deploy.elastic.drawing import Drawer, DrawSettings
 from instatune_deploy.elastic.importance import first_order_importance, sort_by_importance
 from instatune_deploy.elastic.losses import ElasticLoss
 from instatune_deploy.elastic.optimizer import RateSettings, parameter_groups
 from instatune_deploy.elastic.pretrained import load_config, load_pretrained, space_for
 from instatune_deploy.elastic.shapes import model_shape
 from instatune_deploy.elastic.supernet import Supernet
-from instatune_deploy.elastic.trainer import DistillingTrainer
-from instatune_deploy.errors import CheckpointError, SpaceError, TrainingError
+from instatune_deploy.elastic.trainer import DistillingTrainer, ElasticTrainer
+from instatune_deploy.elastic.training import check_recomputing, train
+from instatune_deploy.errors import CheckpointError, RecipeError, SpaceError, TrainingError, UsageError
 from instatune_deploy.values.features import Features
 from instatune_deploy.values.layer_costs import feature_names, features
 from instatune_deploy.values.macs import count_macs, count_parameters, shape_from_dict
+from instatune_deploy.values.recipe import FinetuneSection
 from instatune_deploy.values.space import Architecture, SearchSpace
+from tests.elastic.trainers import StopAt, arguments, losses
 from tests.helpers import make_family
 
 
@@ -120,6 +133,45 @@ def test_attention_that_there_is_none_of_cannot_be_matched() -> None:
     for network in (family.model, Supernet(family.model, family.space)):
         with pytest.raises(TrainingError, match="a resnet has no attention blocks"):
             DistillingTrainer(network, ElasticLoss(attention_weight=1.0))
+
+
+def trainer_of_17_rows(directory: Path, *callbacks: TrainerCallback, **changes: Any) -> ElasticTrainer:
+    """Images so small that the last feature map is a single pixel, in batches of 4."""
+    family = make_family("resnet")
+    supernet, generator = Supernet(family.model, family.space), torch.Generator().manual_seed(0)
+    pixels = torch.randn(17, 3, 8, 8, generator=generator)
+    rows = Dataset.from_dict({"pixel_values": pixels.tolist(), "labels": [number % 3 for number in range(17)]})
+    drawer = Drawer(family.space, supernet.shape(0), DrawSettings(), seed=0)
+    return ElasticTrainer(
+        supernet, ElasticLoss(), drawer, args=arguments(directory, **changes), train_dataset=rows,
+        data_collator=default_data_collator, callbacks=list(callbacks),
+    )  # fmt: skip
+
+
+def test_no_batch_is_a_row_of_a_single_pixel_alone(tmp_path: Path) -> None:
+    whole = trainer_of_17_rows(tmp_path / "whole")
+    train(whole, tmp_path / "whole", lambda line: None)
+    assert len(losses(whole)) == whole.state.max_steps == 6  # 3 epochs of 4 batches, 2 a step
+    with pytest.raises(KeyboardInterrupt):
+        train(trainer_of_17_rows(tmp_path / "cut", StopAt(5)), tmp_path / "cut", lambda line: None)
+    resumed = trainer_of_17_rows(tmp_path / "cut")
+    train(resumed, tmp_path / "cut", lambda line: None)
+    assert losses(resumed) == losses(whole)
+
+
+@pytest.mark.parametrize("key", ["finetune", "finetune.teacher"])
+def test_layers_with_batch_norms_are_not_computed_again(key: str) -> None:
+    again = {"gradient_checkpointing": True}
+    settings = FinetuneSection.model_validate(again if key == "finetune" else {"teacher": again})
+    with pytest.raises(RecipeError, match=rf"^{key}\.gradient_checkpointing: a resnet has batch norms"):
+        check_recomputing(settings, make_family("resnet").model)
+    check_recomputing(settings, make_family("vit").model)
+    check_recomputing(FinetuneSection.model_validate({}), make_family("resnet").model)
+
+
+def test_a_script_cannot_have_them_computed_again_either(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="gradient_checkpointing: batch norms would count each batch twice"):
+        trainer_of_17_rows(tmp_path, gradient_checkpointing=True)
 
 
 def test_a_table_has_entries_for_the_first_layer_of_a_stage_and_for_the_others() -> None:

@@ -52,6 +52,17 @@ def test_before_training_it_evaluates_as_the_plain_trainer_does(tmp_path: Path) 
     assert elastic["eval_loss"] == pytest.approx(plain["eval_loss"], abs=1e-5)
 
 
+def test_rows_without_labels_are_predicted_as_by_the_plain_trainer(tmp_path: Path) -> None:
+    found = []
+    for make, name, options in ((Trainer, "plain", {}), (elastic_trainer, "elastic", {"space": SPACE})):
+        torch.manual_seed(0)
+        trainer = script(make, tmp_path / name, 1, **options)
+        found.append(trainer.predict(trainer.eval_dataset.remove_columns("label")))  # type: ignore[union-attr]
+    plain, elastic = found
+    assert elastic.label_ids is None
+    assert np.allclose(elastic.predictions, plain.predictions, atol=1e-5)
+
+
 def test_it_trains_goes_on_and_saves_a_super_network(tmp_path: Path) -> None:
     trainer = script(elastic_trainer, tmp_path / "a", 4, space=SPACE)
     supernet = trainer.supernet  # type: ignore[attr-defined]

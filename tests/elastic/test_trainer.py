@@ -39,6 +39,18 @@ def test_batches_hold_rows_of_like_length_and_every_row_once() -> None:
     assert list(sampler) != order
 
 
+def test_an_epoch_goes_without_a_row_that_would_be_a_batch_of_its_own() -> None:
+    for rows_there, seen in ((8, 8), (9, 8), (10, 10)):
+        sampler = BucketSampler(rows_there, None, 4, seed=0, drop_single=True)
+        assert len(sampler) == len(set(sampler)) == seen
+    left_out = set()
+    for epoch in range(9):
+        sampler = BucketSampler(9, None, 4, seed=0, drop_single=True)
+        sampler.set_epoch(epoch)
+        left_out |= {*range(9)} - {*sampler}
+    assert len(left_out) > 3
+
+
 @pytest.mark.parametrize(
     ("options", "ema_decay"),
     [

@@ -69,6 +69,19 @@ def test_a_resnet_goes_all_the_way(
     assert verified["metric"]["value"] == pytest.approx(selection.measured.metric)
 
 
+def test_computing_layers_again_is_refused_before_anything_is_trained(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    whole = yaml.safe_load((project / "recipe.yaml").read_text())
+    whole["finetune"]["gradient_checkpointing"] = True
+    (project / "again.yaml").write_text(yaml.safe_dump(whole))
+    code, _, last = call_main(monkeypatch, capsys, "run", "again.yaml", "--out", "runs/again")
+    assert code == 2
+    assert "finetune.gradient_checkpointing: a resnet has batch norms" in last
+    assert not (project / "runs" / "again").exists()
+
+
 def test_rows_that_statistics_are_measured_on_follow_from_the_seed(project: Path) -> None:
     processor = Processor(str(project / "model"), "image-classification", 16)
     section = DataSection(train=str(project / "train.parquet"), search_rows=100, report_rows=10)

@@ -51,6 +51,14 @@ def test_a_photo_is_turned_as_it_is_for_training(orientation: int, tmp_path: Pat
     assert (served.shape == (24, 40, 3)) == (orientation == 1)
 
 
+def test_grey_of_16_bits_is_scaled(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)).save(tmp_path / "deep.png")
+    run(DECODE, tmp_path / "deep.png", tmp_path / "served.npy")
+    served = np.load(tmp_path / "served.npy")
+    assert np.array_equal(served[..., 0].ravel(), np.round(np.arange(0, 65536, 1024) / 257))
+    assert (served == served[..., :1]).all()
+
+
 def test_segments_are_taken_as_tokenizers_give_them_where_the_network_looks_at_none() -> None:
     configs = [{"type_vocab_size": 2}, {"type_vocab_size": 0}, {}, {"type_vocab_size": 1}]
     found = json.loads(run_code(LIMITS, json.dumps(configs)))

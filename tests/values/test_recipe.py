@@ -180,6 +180,8 @@ def test_the_fine_tuned_model_is_made_only_where_it_is_used() -> None:
         ({"targets": {"cpu-avx512": ["fast"]}}, "budget 'fast' is neither milliseconds such as 8ms nor a share"),
         ({"targets": {"cpu-avx512": ["-3ms"]}}, "budget '-3ms' is neither"),
         ({"data": None}, "data: Input should be a valid dictionary"),
+        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+        ({"seed": 2**32}, "seed: Input should be less than 4294967296"),
         ({"space": 3}, "space: expected a preset's name, auto, or depths, heads and ffn"),
         ({"space": {**SPACE, "width": [3]}}, "unknown key 'space.width'"),
         ({"space": {"depths": [1], "heads": [1]}}, "space.ffn: Field required"),

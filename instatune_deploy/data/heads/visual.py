@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import DataCollatorWithPadding, default_data_collator
 
 from instatune_deploy.data.heads.classification import Classification, class_indices, encode_texts
+from instatune_deploy.data.images import to_rgb
 from instatune_deploy.errors import DatasetError
 from instatune_deploy.values.recipe import DataSection
 
@@ -110,6 +111,6 @@ def _image(value: Any, name: str) -> Image.Image:
             value = Image.open(value)
         elif not isinstance(value, Image.Image):
             value = Image.fromarray(np.asarray(value, dtype=np.uint8))
-        return ImageOps.exif_transpose(value).convert("RGB")
+        return to_rgb(value)
     except Exception as error:
         raise DatasetError(f"{name} split: an image cannot be decoded: {error}") from None
