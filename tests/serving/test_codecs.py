@@ -53,7 +53,7 @@ def test_a_photo_is_turned_as_it_is_for_training(orientation: int, tmp_path: Pat
 
 def test_grey_of_16_bits_is_scaled(tmp_path: Path) -> None:
     Image.fromarray(np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)).save(tmp_path / "deep.png")
-    run(DECODE, tmp_path / "deep.png", tmp_path / "served.npy")
+    run_code(DECODE, tmp_path / "deep.png", tmp_path / "served.npy")
     served = np.load(tmp_path / "served.npy")
     assert np.array_equal(served[..., 0].ravel(), np.round(np.arange(0, 65536, 1024) / 257))
     assert (served == served[..., :1]).all()
