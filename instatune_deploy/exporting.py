@@ -67,7 +67,12 @@ class FullNetwork:
         return self.measured(objective)
 
     def measured(self, objective: Objective, beside_ms: float | None = None) -> float:
-        """The value to hold measurements against; `beside_ms` is its latency in their own rounds, if it was in them."""
+        """The value to hold measurements against; `beside_ms` is its latency in their own rounds, if it was in them.
+
+        What is lost is lost against fp32, as in the search: the fastest deployment may have lost a part of it itself.
+        """
+        if objective.kind == "metric" and self.artifact.manifest.deployment.arithmetic != "fp32":
+            return self.job.full_metric
         if objective.kind == "latency" and beside_ms is not None:
             return beside_ms
         return measured_value(self.job, self.artifact, self.figures, objective)

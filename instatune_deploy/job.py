@@ -32,6 +32,7 @@ from instatune_deploy.executor import LOCAL, Executor
 from instatune_deploy.profiling import Prober, target_tables
 from instatune_deploy.searching import Fronts, evaluations_key
 from instatune_deploy.stages.evaluate import Evaluator
+from instatune_deploy.stages.evaluate.runs import metric_of
 from instatune_deploy.stages.finetune import fine_tuned, finetune, teacher_key
 from instatune_deploy.stages.propose import propose_space
 from instatune_deploy.stages.tune import tune
@@ -176,6 +177,16 @@ class Job:
     @cached_property
     def report_split(self) -> Split:
         return open_report_split(self.recipe.data, self.recipe.task, self.processor, seed=self.recipe.seed)
+
+    @cached_property
+    def full_metric(self) -> float:
+        """The full network's metric in fp32 on the report split, which candidates' losses are measured against."""
+        network = self.supernet.extract(self.supernet.full)
+        value = metric_of(network, self.report_split, self.processor, self.recipe.metric)
+        self.report(
+            f"full network in fp32: {self.recipe.metric} {value:.4f} on {len(self.report_split)} samples of the report split"
+        )
+        return value
 
     @cached_property
     def inputs_key(self) -> str:

@@ -13,11 +13,11 @@ from instatune_deploy.job import Job
 from instatune_deploy.pipeline import open_run, select
 from instatune_deploy.values.budget import Budget, bounds_of, nearest, shortlist
 from instatune_deploy.values.costs import Costs
-from instatune_deploy.values.fleet_plan import FleetPlan, in_batches
+from instatune_deploy.values.fleet_plan import FleetPlan
 from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.matrix import Cell, Matrix
 from instatune_deploy.values.progress import Begun
-from instatune_deploy.values.target import Target
+from instatune_deploy.values.target import Target, in_batches
 from instatune_deploy.workspace import check_run, write_json
 
 Report = Callable[[str], None]

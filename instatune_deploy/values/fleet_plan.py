@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +11,6 @@ from instatune_deploy.errors import RecipeError
 from instatune_deploy.values.budget import Budget
 from instatune_deploy.values.documents import parse_yaml
 from instatune_deploy.values.recipe import PositiveInt, Section, explain_fault, relative_to
-from instatune_deploy.values.target import Target
 
 Percentile = Literal["p50", "p90", "p99"]
 
@@ -46,16 +44,6 @@ class FleetPlan(Section):
             UsageError: one is none.
         """
         return [Budget.parse(text, metric=metric) for text in self.budgets]
-
-
-def in_batches(target: Target, batch: int) -> Target:
-    """`target` with all its deployments taking `batch` samples a call, named after that; itself where they do so already."""
-    deployments = tuple(replace(deployment, batch=batch) for deployment in target.deployments)
-    if deployments == target.deployments:
-        return target
-    # Two deployments that differed in their batch alone are one now.
-    distinct = tuple({deployment.name: deployment for deployment in deployments}.values())
-    return replace(target, name=f"{target.name}-b{batch}", deployments=distinct, kind=target.device_kind)
 
 
 def read_fleet_plan(path: Path) -> FleetPlan:

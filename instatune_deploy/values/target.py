@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -105,7 +106,8 @@ def is_file_name(name: str) -> bool:
 
 
 def find_target(name: str, directories: list[Path]) -> Target:
-    """The target called `name`, or the file of that path, from the first of `directories` that has it.
+    """The target called `name`, or the file of that path, from the first of `directories` that has it; ``NAME-b8`` is
+    the one called ``NAME`` in batches of 8, where there is none of that name itself.
 
     Raises:
         UnknownNameError: no directory has it; names the nearest.
@@ -122,7 +124,22 @@ def find_target(name: str, directories: list[Path]) -> Target:
                     f"{path}: name: is {target.name!r}; the file of a target has its name, {target.name}.yaml"
                 )
             return target
+    in_batch = re.fullmatch(r"(.+)-b([1-9]\d{0,5})", name)
+    if in_batch and any((directory / f"{in_batch[1]}.yaml").is_file() for directory in directories):
+        found = in_batches(find_target(in_batch[1], directories), int(in_batch[2]))
+        if found.name == name:
+            return found
     raise UnknownNameError("target", name, {path.stem for d in directories for path in d.glob("*.yaml")})
+
+
+def in_batches(target: Target, batch: int) -> Target:
+    """`target` with all its deployments taking `batch` samples a call, named after that; itself where they do so already."""
+    deployments = tuple(replace(deployment, batch=batch) for deployment in target.deployments)
+    if deployments == target.deployments:
+        return target
+    # Two deployments that differed in their batch alone are one now.
+    distinct = tuple({deployment.name: deployment for deployment in deployments}.values())
+    return replace(target, name=f"{target.name}-b{batch}", deployments=distinct, kind=target.device_kind)
 
 
 def every_target(directories: list[Path]) -> list[Target]:

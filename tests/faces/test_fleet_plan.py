@@ -12,9 +12,8 @@ import pytest
 import yaml
 
 from instatune_deploy.stages.export import open_artifact
-from instatune_deploy.values.fleet_plan import in_batches
 from instatune_deploy.values.latency import LatencyTable
-from instatune_deploy.values.target import Target, read_target
+from instatune_deploy.values.target import Target, in_batches, read_target
 from tests.helpers import TARGET, call_main
 
 Call = Callable[..., tuple[int, str, str]]

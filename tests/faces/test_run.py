@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,12 @@ from instatune_deploy.job import Job
 from instatune_deploy.pipeline import open_run
 from instatune_deploy.planning.estimate import Plan, make_plan
 from instatune_deploy.planning.steps import plan_steps
+from instatune_deploy.stages.evaluate.runs import metric_of
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.fleet import Fleet
 from instatune_deploy.values.front import ParetoFront
 from instatune_deploy.values.hashing import sha256_file
+from instatune_deploy.values.objectives import Objective
 from instatune_deploy.values.recipe import Recipe, read_recipe
 from instatune_deploy.values.selection import Selection
 from instatune_deploy.values.space import Architecture
@@ -210,6 +213,13 @@ def test_the_full_network_runs_on_every_deployment_beside_a_candidate(
         found = run_file(reference.file(deployment), deployment, inputs)[0]
         assert np.abs(found - expected).max() < 0.2 * np.abs(expected).max()
     assert {path.name for path in reference.artifact.directory.iterdir()} == kept
+    # Losses are against fp32, whatever runs the full network fastest.
+    manifest = replace(reference.artifact.manifest, deployment=int8[0])
+    reference.artifact = replace(reference.artifact, manifest=manifest)
+    plain = load_supernet(run / "supernet")
+    expected = metric_of(plain.extract(plain.full), job.report_split, job.processor, "accuracy")
+    reference.figures = replace(reference.figures, metric=expected - 0.1)
+    assert reference.measured(Objective("metric")) == expected
 
 
 def test_select_keeps_several_budgets_and_says_who_else_there_was(project: Path, run: Path) -> None:

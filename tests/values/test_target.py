@@ -9,7 +9,7 @@ import pytest
 
 from instatune_deploy.errors import TargetError, UnknownNameError
 from instatune_deploy.values.deployment import PRECISIONS, Deployment, Precision
-from instatune_deploy.values.target import find_target, read_target
+from instatune_deploy.values.target import find_target, in_batches, read_target
 
 SHIPPED = Path(__file__).parents[2] / "targets"
 GOOD = "name: t\ndescription: d\ndevice: cpu\ndeployments:\n  - {runtime: onnxruntime}\n"
@@ -61,6 +61,18 @@ def test_a_file_found_by_name_describes_the_target_of_that_name(tmp_path: Path) 
     with pytest.raises(TargetError, match=r"mine\.yaml: name: is 't'; the file of a target has its name, t\.yaml"):
         find_target("mine", [tmp_path])
     assert find_target(str(tmp_path / "mine.yaml"), []).name == "t"
+
+
+def test_a_target_in_batches_is_found_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text(GOOD)
+    found = find_target("t-b8", [tmp_path])
+    assert found == in_batches(find_target("t", [tmp_path]), 8)
+    assert [deployment.name for deployment in found.deployments] == ["ort-fp32-1t-b8"]
+    (tmp_path / "t-b8.yaml").write_text(GOOD.replace("name: t", "name: t-b8"))
+    assert find_target("t-b8", [tmp_path]).deployments[0].batch == 1
+    for name in ("t-b1", "t-b0", "none-b8"):  # in batches of one it is itself
+        with pytest.raises(UnknownNameError):
+            find_target(name, [tmp_path])
 
 
 @pytest.mark.parametrize(

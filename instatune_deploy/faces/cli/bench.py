@@ -29,7 +29,7 @@ def bench(
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit code 1 where benchmark_app is over 10% off or cannot run.")
     ] = False,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Measure an artifact on this machine as latency tables are measured, its files checked first.

@@ -49,7 +49,7 @@ def profile(
     import_: ImportOption = None,
     refit: RefitOption = None,
     ray: RayOption = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Measure this machine and write a latency table for each deployment of a target.
