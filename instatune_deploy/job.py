@@ -211,8 +211,8 @@ class Job:
     @cached_property
     def confirmed_by(self) -> dict[str, Any]:
         """As `inputs`, with what decides on a measured metric alone: by changing it nothing is trained anew."""
-        report = {f"content of {name}": key for name, key in self.contents.items() if name == "data.report"}
-        return {**self.inputs, **report, "metric": self.recipe.metric}
+        report = self.contents.get("data.report")
+        return {**self.inputs, "content of data.report": report, "metric": self.recipe.metric}
 
     @cached_property
     def contents(self) -> dict[str, str]:
@@ -398,14 +398,8 @@ class Job:
         recipe = self.recipe
         tuned = recipe.tune_epochs or 0  # the default is 0, which is 0.0 once the run's own recipe was read
         return content_key(
-            self.supernet_key,
-            front.to_list(),
-            budget.text,
-            recipe.percentile,
-            self.confirmed_by,
-            recipe.max_drop,
-            tuned,
-        )
+            self.supernet_key, front.to_list(), budget.text, recipe.percentile, self.confirmed_by, recipe.max_drop, tuned
+        )  # fmt: skip
 
     def selection_parts(self, front: ParetoFront, budget: Budget) -> dict[str, Any]:
         """What `selection_key` is the hash of, by name."""

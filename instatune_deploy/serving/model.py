@@ -236,9 +236,8 @@ def _sessions(artifact: Artifact, calls: int, sample: dict[str, np.ndarray]) -> 
 
 def _limits(config: Any, sample: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Below what the whole numbers of a text's inputs must be."""
-    types = (
-        getattr(config, "type_vocab_size", 0) or 2
-    )  # of a network that does not look at them: as tokenizers give them
+    # Of a network that does not look at them: as tokenizers give them.
+    types = getattr(config, "type_vocab_size", 0) or 2
     limits = {"input_ids": config.vocab_size, "attention_mask": 2, "token_type_ids": types}
     return {name: limit for name, limit in limits.items() if name in sample}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import random
 import signal
 import socket
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -129,18 +131,25 @@ def test_many_clients_at_once_get_their_own_answers_in_few_calls(artifact: Artif
     before = calls(served)
 
     def ask(part: int) -> float:
-        worst = 0.0
+        """All of a client's texts wait at once, however slowly they come."""
+        mine = list(zip(texts, expected, strict=True))[part::20]
+        answers: queue.Queue[tuple[int, Any, Any]] = queue.Queue()
         with triton_grpc.InferenceServerClient(served.grpc) as client:
-            for text, logits in list(zip(texts, expected, strict=True))[part::20]:
-                found = client.infer("tiny", [text_input(triton_grpc, [text])]).as_numpy("logits")
-                worst = max(worst, float(np.abs(found[0] - logits).max()))
+            for number, (text, _) in enumerate(mine):
+                keep = partial(lambda number, result, error: answers.put((number, result, error)), number)
+                client.async_infer("tiny", [text_input(triton_grpc, [text])], keep)
+            worst = 0.0
+            for _ in mine:
+                number, result, error = answers.get(timeout=60)
+                assert error is None
+                worst = max(worst, float(np.abs(result.as_numpy("logits")[0] - mine[number][1]).max()))
         return worst
 
     with ThreadPoolExecutor(20) as pool:
         assert max(pool.map(ask, range(20))) < 1e-5
     after = calls(served)
     assert after["sum"] - before["sum"] == 300
-    assert after["count"] - before["count"] < 300  # how many are joined is a matter of how fast they come
+    assert after["count"] - before["count"] < 150
 
 
 def calls(served: Served) -> dict[str, float]:
