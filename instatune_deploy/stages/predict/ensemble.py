@@ -16,7 +16,7 @@ from instatune_deploy.values.features import Features
 from instatune_deploy.values.space import Architecture
 
 #: What members weigh before anything is known of them. Ridge comes in only where it is better.
-FREE = {"process": 0.5, "boosted": 0.25, "forest": 0.25, "linear": 0.0}
+FREE = {"process": 0.6, "boosted": 0.25, "forest": 0.15, "linear": 0.0}
 #: The same of members that can be made to predict more for more, which the process cannot; with it goes what is
 #: additive, so ridge, whose slopes are then not negative, takes its place.
 MONOTONE = {"boosted": 0.4, "forest": 0.3, "linear": 0.3}

@@ -19,7 +19,7 @@ from instatune_deploy.values.features import Features
 from instatune_deploy.values.space import SearchSpace
 from instatune_deploy.workspace import write_json, write_text
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 INDEX_NAME = "predictor.json"
 _TREES = ("boosted", "forest")
 
