@@ -187,7 +187,9 @@ def teacher_accuracy(job: Job, teacher: Path) -> float:
         return measured_metric(Path(folder, ONNX), FULL[0], job.report_split, job.processor, job.recipe.metric)
 
 
-def measured(job: Job, entries: Sequence[Entry], *, passes: int, seconds: float) -> list[Row]:
+def measured(
+    job: Job, entries: Sequence[Entry], *, passes: int, seconds: float, threads: Sequence[int] = THREADS
+) -> list[Row]:
     """A row for every file and number of threads: latency, accuracy, size."""
     accuracy = {}
     for entry in entries:
@@ -197,8 +199,8 @@ def measured(job: Job, entries: Sequence[Entry], *, passes: int, seconds: float)
         )
     groups: dict[Deployment, list[Entry]] = {}
     for entry in entries:
-        for threads in THREADS:
-            groups.setdefault(replace(entry.deployment, threads=threads), []).append(entry)
+        for count in threads:
+            groups.setdefault(replace(entry.deployment, threads=count), []).append(entry)
     samples: dict[tuple[Entry, int], list[Any]] = {}
     rng = random.Random(job.recipe.seed)
     for number in range(passes):
@@ -211,11 +213,11 @@ def measured(job: Job, entries: Sequence[Entry], *, passes: int, seconds: float)
             for entry in groups[how]:
                 samples.setdefault((entry, how.threads), []).append(found[entry.name])
     rows = []
-    for (entry, threads), found in samples.items():
-        first = samples[entries[0], threads]
+    for (entry, count), found in samples.items():
+        first = samples[entries[0], count]
         rows.append({
-            "what": entry.what, "architecture": entry.architecture, "deployment": replace(entry.deployment, threads=threads).name,
-            "threads": threads, "sizes": entry.sizes, "seed": job.recipe.seed, "split": "report", "n": len(job.report_split),
+            "what": entry.what, "architecture": entry.architecture, "deployment": replace(entry.deployment, threads=count).name,
+            "threads": count, "sizes": entry.sizes, "seed": job.recipe.seed, "split": "report", "n": len(job.report_split),
             "accuracy": accuracy[entry], "size_bytes": sum(part.stat().st_size for part in parts(entry.file)),
             "p50_ms": float(np.median([sample.p50_ms for sample in found])),
             "p90_ms": float(np.median([sample.p90_ms for sample in found])),
