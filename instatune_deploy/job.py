@@ -66,6 +66,8 @@ class Job:
         self._tables: dict[str, list[LatencyTable]] = {}
         #: Where networks are run in the deployments that are searched for.
         self._sites: dict[Deployment, Site] = {}
+        #: For each target the metric on the report split of the exported networks that were measured for a budget, kept or not.
+        self.confirmed: dict[tuple[str, Architecture, Deployment], float] = {}
 
     # -- inputs ---------------------------------------------------------------------------------------------------
 

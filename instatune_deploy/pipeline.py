@@ -185,9 +185,13 @@ def _select(job: Job, target: Target, front: ParetoFront, budget: Budget) -> Sel
     best: Attempt | None = None
     while (number := turns.next()) is not None:
         candidate, draft = choices[number], workspace.path(".drafts", f"{name}-{number}")
+        known = missed_before(job, target, candidate, budget, reference)
         try:
-            attempt = try_candidate(job, target, candidate, budget, reference, draft)
-            miss, why, costs = attempt.excess, f"measured {attempt.text}", attempt.costs
+            if known is None:
+                attempt = try_candidate(job, target, candidate, budget, reference, draft)
+                miss, why, costs = attempt.excess, f"measured {attempt.text}", attempt.costs
+            else:
+                miss, why, costs = *known, False
         except PrecisionLossError as error:
             miss, why, costs = math.inf, str(error), False
             job.report(f"{candidate.architecture} on {candidate.deployment.name}: {error}")
@@ -243,6 +247,25 @@ class Attempt:
     text: str
 
 
+def missed_before(
+    job: Job, target: Target, candidate: Candidate, budget: Budget, reference: FullNetwork
+) -> tuple[float, str] | None:
+    """By what share a candidate misses a limit on the metric, and that in words, if it was measured for another budget.
+
+    What it costs is measured anew for every budget; its metric on the report split stays what it is.
+    """
+    metric = job.confirmed.get((target.name, candidate.architecture, candidate.deployment))
+    if metric is None:
+        return None
+    limits = [limit for limit in budget.limits if limit.objective.kind == "metric"]
+    missed_bounds = [bound for bound in bounds_of(limits, reference.measured) if bound.excess(metric) > 0]
+    if not missed_bounds:
+        return None
+    text = ", ".join(f"{bound.objective} {shown(bound.objective, metric)} ({bound})" for bound in missed_bounds)
+    job.report(f"measured for another budget: {text}: {candidate.architecture} on {candidate.deployment.name}")
+    return max(bound.excess(metric) for bound in missed_bounds), f"measured {text}"
+
+
 def try_candidate(
     job: Job, target: Target, candidate: Candidate, budget: Budget, reference: FullNetwork, draft: Path
 ) -> Attempt:
@@ -254,6 +277,7 @@ def try_candidate(
     )  # fmt: skip
     confirmation = confirm_beside(job, target, artifact, reference.file(deployment), deployment)
     measured, beside_ms = confirmation.measured, confirmation.reference.percentile_ms(percentile)
+    job.confirmed[target.name, candidate.architecture, deployment] = measured.metric
     # A share is held against the full network as it ran in the same rounds, where both run alike.
     alike = deployment == reference.artifact.manifest.deployment
     bounds = bounds_of(budget.limits, lambda o: reference.measured(o, beside_ms if alike else None))

@@ -20,6 +20,7 @@ import torch
 import yaml
 
 import instatune_deploy as itd
+from instatune_deploy import pipeline
 from instatune_deploy.device.runtimes.base import run_file
 from instatune_deploy.elastic.subnetwork import load_subnetwork
 from instatune_deploy.elastic.supernet import load_supernet
@@ -30,14 +31,16 @@ from instatune_deploy.pipeline import open_run
 from instatune_deploy.planning.estimate import Plan, make_plan
 from instatune_deploy.planning.steps import plan_steps
 from instatune_deploy.stages.evaluate.runs import metric_of
+from instatune_deploy.values.budget import Budget
 from instatune_deploy.values.deployment import Deployment
 from instatune_deploy.values.fleet import Fleet
-from instatune_deploy.values.front import ParetoFront
+from instatune_deploy.values.front import Candidate, ParetoFront
 from instatune_deploy.values.hashing import sha256_file
 from instatune_deploy.values.objectives import Objective
 from instatune_deploy.values.recipe import Recipe, read_recipe
 from instatune_deploy.values.selection import Selection
 from instatune_deploy.values.space import Architecture
+from instatune_deploy.values.target import Target
 from instatune_deploy.workspace import Workspace
 from tests.helpers import COMMAND, write_project, write_text_data
 from tests.helpers import call_command as call
@@ -244,6 +247,41 @@ def test_select_keeps_several_budgets_and_says_who_else_there_was(project: Path,
     nothing = call(project, "select", "--macs-budget", "90%", "--size-budget", "1kB", "--run", str(run))
     assert nothing.code == 3
     assert nothing.err.strip().splitlines()[-1].count(" G, size ") == 3
+
+
+def test_a_network_whose_metric_missed_is_not_measured_for_the_next_budget(
+    project: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    job = open_run(copy, lambda line: None)
+    target = job.target("cpu-test")
+    front, tried = job.search([target])[target.name], list[Candidate]()
+    real = pipeline.try_candidate
+
+    def try_candidate(job: Job, target: Target, candidate: Candidate, *rest: Any) -> pipeline.Attempt:
+        tried.append(candidate)
+        return real(job, target, candidate, *rest)
+
+    monkeypatch.setattr(pipeline, "try_candidate", try_candidate)
+    pipeline.select(job, target, front, Budget.parse("loss<=60, fastest"))
+    first = tried.pop(0)
+    known = job.confirmed[target.name, first.architecture, first.deployment]
+    # As if it had answered everything wrong: what the budget prefers first is passed over, without a measurement.
+    job.confirmed[target.name, first.architecture, first.deployment] = 0.0
+    selection = pipeline.select(job, target, front, Budget.parse("loss<=59, fastest"))
+    assert (selection.architecture, selection.deployment) != (str(first.architecture), first.deployment.name)
+    assert first not in tried
+    assert any(
+        (fell.architecture, fell.deployment) == (str(first.architecture), first.deployment.name)
+        and fell.why.startswith("measured metric 0.0000 (at least ")
+        for fell in selection.fell
+    )
+    # One that keeps the limit is measured, as what it costs may be another by now.
+    job.confirmed[target.name, first.architecture, first.deployment] = known
+    pipeline.select(job, target, front, Budget.parse("loss<=58, fastest"))
+    assert first in tried
 
 
 def test_objectives_and_limits_are_checked_in_one_line(project: Path, run: Path) -> None:
