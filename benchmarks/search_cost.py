@@ -1,8 +1,8 @@
 """Claim: searching costs little beside evaluating, evaluating little beside the straightforward loop, and another target minutes.
 
-``python -m benchmarks.search_cost overhead evaluation second-target --run RUN`` (`make bench-setup` first) measures the parts named,
-keeps each in runs/search-cost, and writes results/search_cost.json with what there is. RUN is the directory of a finished run on
-MiniLM-L6 and SST-2, such as `make bench-minilm` leaves; it is copied, and its copy gets the second target.
+``python -m benchmarks.search_cost overhead evaluation second-target --run RUN`` (`make bench-setup` first) measures the parts named and
+writes results/search_cost.json, where the other parts stay as they were. RUN is the directory of a finished run on MiniLM-L6 and
+SST-2, such as `make bench-minilm` or benchmarks/recipes/minilm-avx2.yaml leave; it is copied, and its copy gets the second target.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import write_result
+from benchmarks.results import RESULTS, write_result
 from instatune_deploy.faces.cli.app import progress, quiet_libraries
 from instatune_deploy.pipeline import open_run, select
 from instatune_deploy.stages.predict import fit_predictor
@@ -29,7 +30,7 @@ from instatune_deploy.values.latency import LatencyTable
 from instatune_deploy.values.macs import ModelShape
 from instatune_deploy.values.presets import preset
 from instatune_deploy.values.space import Architecture
-from instatune_deploy.workspace import data_directories, write_json
+from instatune_deploy.workspace import data_directories
 
 RUN = Path("runs/search-cost")
 #: MiniLM-L6 with a head of two classes.
@@ -116,7 +117,13 @@ def second_target(run: Path) -> Row:
     return {
         "what": "second target", "seed": job.recipe.seed, "split": "report", "n": selection.measured.n, "seconds": seconds,
         "evaluated": evaluated, "profile_seconds": PROFILE_SECONDS, "selection": selection.to_dict(),
+        "tables": {table.deployment.name: asdict(table.error) for table in job.tables(target)},
     }  # fmt: skip
+
+
+def part_of(name: str) -> str:
+    """The part that a figure, or what a row says, is of."""
+    return "second-target" if name.startswith("second") else name.replace(" ", "_").partition("_")[0]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -125,21 +132,22 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--run", type=Path, default=Path("runs/minilm-sst2"))
     wanted = parser.parse_args(arguments)
     quiet_libraries()
-    parts: dict[str, Callable[[], Row]] = {
+    measures: dict[str, Callable[[], Row]] = {
         "overhead": overhead, "evaluation": lambda: evaluation(wanted.run), "second-target": lambda: second_target(wanted.run),
     }  # fmt: skip
-    for name in wanted.parts:
-        write_json(RUN / f"{name}.json", parts[name]())
-    kept: list[Row] = [
-        json.loads(p.read_text(encoding="utf-8")) for name in parts if (p := RUN / f"{name}.json").is_file()
-    ]
-    rows: list[Row] = []
+    before = json.loads(path.read_text(encoding="utf-8")) if (path := RESULTS / "search_cost.json").is_file() else {}
     figures: dict[str, float] = {}
-    for row in kept:
-        rows += row["rows"] if row["what"] == "evaluation" else [row]
-        if row["what"] == "overhead":
+    rows: list[Row] = []
+    for part, measure in measures.items():
+        if part not in wanted.parts:
+            rows += [row for row in before.get("rows", []) if part_of(row["what"]) == part]
+            figures |= {name: value for name, value in before.get("figures", {}).items() if part_of(name) == part}
+            continue
+        row = measure()
+        rows += row["rows"] if part == "evaluation" else [row]
+        if part == "overhead":
             figures |= {"overhead_250_s": row["overhead_s"], "overhead_250_cpu_s": row["cpu_s"]}
-        elif row["what"] == "evaluation":
+        elif part == "evaluation":
             figures |= row["figures"]
         else:
             figures |= {"second_target_s": row["seconds"], "second_target_evaluations": row["evaluated"]}
