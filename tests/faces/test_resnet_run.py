@@ -37,6 +37,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = yaml.safe_load(recipe.read_text())
     del whole["space"]  # the family's own
     whole["profile"]["heldout"] = 1
+    # Of a network of 60 microseconds most is the runtime's own, and on a busy machine nothing is surely faster than the full one.
+    whole["targets"] = {"cpu-test": ["200%"]}
     recipe.write_text(yaml.safe_dump(whole))
     ways = [{"runtime": "onnxruntime"}, *({"runtime": r, "precision": "int8"} for r in ("onnxruntime", "openvino"))]
     (directory / "targets" / "cpu-test.yaml").write_text(yaml.safe_dump({**TARGET, "deployments": ways}))
